@@ -1,0 +1,116 @@
+"""Threads, forks and BLAS: the one place that knows.
+
+Numba's workqueue layer aborts the process if two Python threads enter parallel kernels at once, and its OpenMP
+layer kills a process that was forked after a parallel kernel ran. So all parallel work of this package goes
+through `parallel_section`: one at a time, with BLAS on one thread, and shard by shard on the calling thread in
+a process that was forked from one that had started Numba's threads.
+"""
+
+import multiprocessing
+import os
+import threading
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numba
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+#: Shards per sweep: many, so that an imperfect estimate of their costs averages out; divisible by the usual
+#: numbers of threads; fixed, so that no result depends on the number of threads.
+_N_SHARDS = 48
+#: Neighbouring shards run on one thread. Those that run together are taken from this many places.
+_SPREAD = 4
+
+_lock = threading.RLock()
+_controller = None
+_limiter = None
+_fork_unsafe = False
+
+
+def _after_fork_in_child():
+    global _lock, _limiter, _fork_unsafe
+    _lock = threading.RLock()
+    if _limiter is not None:
+        _limiter.restore_original_limits()
+        _limiter = None
+    try:
+        numba.threading_layer()
+    except ValueError:  # no thread had been started: this process may start its own
+        return
+    _fork_unsafe = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def effective_n_threads(n_jobs):
+    """Return the number of threads that `n_jobs` stands for.
+
+    None stands for all that Numba may use here, but one in a daemonic worker of multiprocessing, as in joblib.
+    A negative number counts down from all, as in joblib: -1 is all, -2 all but one.
+    """
+    available = numba.get_num_threads()
+    if n_jobs is None:
+        return 1 if multiprocessing.current_process().daemon else available
+    if n_jobs < 0:
+        return max(1, available + 1 + n_jobs)
+    return min(n_jobs, numba.config.NUMBA_NUM_THREADS)
+
+
+@contextmanager
+def parallel_section(n_threads):
+    """Hold the right to run parallel kernels; yields `run`, which runs one.
+
+    ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first, last, *args)``
+    handles one of the shards.
+    """
+    global _controller, _limiter
+    with _lock:
+        if _controller is None:
+            _controller = ThreadpoolController()
+        before = numba.get_num_threads()
+        nested, _limiter = _limiter, _controller.limit(limits=1, user_api="blas")
+        try:
+            if _fork_unsafe:
+                yield _run_serially
+            else:
+                numba.set_num_threads(n_threads)
+                yield _run_in_parallel
+        finally:
+            _limiter.restore_original_limits()
+            _limiter = nested
+            if not _fork_unsafe:
+                numba.set_num_threads(before)
+
+
+def _run_in_parallel(driver, body, shards, *args):
+    driver(shards, *args)
+
+
+def _run_serially(driver, body, shards, *args):
+    for first, last in shards:
+        body(first, last, *args)
+
+
+def make_shards(costs):
+    """Cut consecutive items into shards of about equal cost.
+
+    Parameters
+    ----------
+    costs : ndarray of shape (n_items,)
+        The cost of each item, in any unit.
+
+    Returns
+    -------
+    shards : ndarray of shape (n_shards, 2)
+        The first item of each shard and the one after its last.
+    """
+    total = np.cumsum(costs, dtype=np.float64)
+    if not total.size:
+        return np.zeros((0, 2), dtype=np.int64)
+    targets = np.linspace(0, total[-1], _N_SHARDS + 1)[1:-1]
+    cuts = np.concatenate([[0], np.searchsorted(total, targets), [total.size]])
+    shards = np.array(list(pairwise(cuts)), dtype=np.int64)
+    return np.ascontiguousarray(shards.reshape(_SPREAD, -1, 2).swapaxes(0, 1).reshape(-1, 2))

@@ -1,0 +1,271 @@
+"""One sweep of one side, with the other side fixed; rows and columns, fitting and projecting share it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from . import _kernels as kernels
+from ._parallel import make_shards, parallel_section
+
+#: Multiply-adds that a Cholesky path does per second relative to those of the other passes, which wait for memory.
+_DENSE_SPEED = 3.0
+#: Passes over the gathered rows of an item: one to gather them and, for each right-hand side, product with the
+#: system or residual, two.
+_EXACT_PASSES = 1 + 2 + 2 + 2
+_CG_STEPS = 3
+_AUTO_STEPS = 6
+_AUTO_TOL = 0.02
+
+
+class Objective(NamedTuple):
+    """The constants of the objective; see `wals.WALS`."""
+
+    unobserved_weight: float
+    observed_weight: float
+    regularization: float
+    regularization_exponent: float
+    implicit: bool
+
+    def ridge(self, mass):
+        """Return the regularization of items, given the sum of the weights of each."""
+        if self.regularization_exponent == 0:
+            return np.full(mass.shape, self.regularization)
+        return self.regularization * mass**self.regularization_exponent
+
+    def penalty(self, factors, mass):
+        """Return the regularization term of one side, given its factors and sums of weights."""
+        squares = np.einsum("ij,ij->i", factors, factors, dtype=np.float64)
+        return float(self.ridge(mass) @ squares)
+
+
+class Side(NamedTuple):
+    """The items that a sweep solves, and how."""
+
+    items: kernels.Items
+    weights: np.ndarray  # (n,)
+    other_weights: np.ndarray  # (m,)
+    mass: np.ndarray  # (n,) sum_j w_ij, over stored and unstored entries
+    plan: kernels.Plan
+    shards: np.ndarray  # (n_shards, 2)
+
+    def replan(self, k, solver):
+        """Return the same items, to be solved by another solver."""
+        plan, shards = make_plan(self.items.indptr, k, solver)
+        return self._replace(plan=plan, shards=shards)
+
+
+class Swept(NamedTuple):
+    """What a sweep tells about the items that it solved."""
+
+    loss: float  # sum of the minima, with the penalty of this side
+    penalty: float
+    n_singular: int
+
+
+def _constant(array, dtype=None):
+    """Return the array as the kernels take it: aligned, C-contiguous and read-only, whatever it was."""
+    array = np.require(array, dtype, ["C", "ALIGNED"]).view(np.ndarray)
+    array.flags.writeable = False
+    return array
+
+
+def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_threads):
+    """Prepare the rows of a CSR matrix for sweeps.
+
+    Parameters
+    ----------
+    X : CSR matrix of shape (n, m)
+        In canonical format; its arrays are used without copying.
+    weights : ndarray of shape (n,)
+        Weights of the rows.
+    other_weights : ndarray of shape (m,)
+        Weights of the columns.
+    entry_weights : ndarray of shape (nnz,) or None
+        Weights of the stored entries, in their order.
+    objective : Objective
+    k : int
+        Number of components.
+    solver : {"exact", "cg", "auto"}
+    n_threads : int
+
+    Returns
+    -------
+    side : Side
+    """
+    n, m = X.shape
+    items = kernels.Items(
+        data=_constant(X.data),
+        indices=_constant(X.indices),
+        indptr=_constant(X.indptr),
+        entry_weights=_constant(np.empty(0) if entry_weights is None else entry_weights, X.dtype),
+        weights=_constant(objective.observed_weight * weights),
+        ridge=_constant(np.empty(0)),
+        implicit=objective.implicit,
+    )
+    other_weights = _constant(other_weights)
+    mass = np.empty(n)
+    shards = make_shards(np.diff(X.indptr) + 1.0)
+    with parallel_section(n_threads) as run:
+        run(
+            kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass
+        )
+    mass += objective.unobserved_weight * m
+    items = items._replace(ridge=_constant(objective.ridge(mass)))
+    return Side(items, weights, other_weights, mass, *make_plan(X.indptr, k, solver))
+
+
+def make_plan(indptr, k, solver):
+    """Choose the cheapest path for each item, and shards of equal cost.
+
+    Costs are counted in multiply-adds, of those that are done row by row.
+
+    Parameters
+    ----------
+    indptr : ndarray of shape (n + 1,)
+    k : int
+        Number of components.
+    solver : {"exact", "cg", "auto"}
+
+    Returns
+    -------
+    plan : kernels.Plan
+    shards : ndarray of shape (n_shards, 2)
+    """
+    s = np.diff(indptr).astype(np.float64)
+    steps = {"exact": 0, "cg": _CG_STEPS, "auto": _AUTO_STEPS}[solver]
+    tol = _AUTO_TOL if solver == "auto" else 0.0
+    never = np.full(s.shape, np.inf)
+    dual = (s**2 * k / 2 + s**3 / 6) / _DENSE_SPEED + _EXACT_PASSES * s * k
+    dual[s > min(k, kernels.CHUNK)] = np.inf
+    primal = (s * k**2 / 2 + k**3 / 6) / _DENSE_SPEED + _EXACT_PASSES * s * k
+    # Gathering and the right-hand side; a residual if warm; the steps that are usually taken.
+    cg = (1 + 2 + 2 + 2 * min(steps, _CG_STEPS)) * s * k
+    costs = {
+        "exact": (dual, primal, never),
+        "cg": (never, never, cg),
+        "auto": (dual, primal, cg),
+    }[solver]
+    paths = np.argmin(costs, axis=0).astype(np.uint8)
+    on_dual = s[paths == kernels.DUAL]
+    max_dual = int(on_dual.max()) if on_dual.size else 0
+    shards = make_shards(np.min(costs, axis=0) + 4.0 * k)
+    return kernels.Plan(_constant(paths), max_dual, steps, tol), shards
+
+
+def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
+    """Solve every item of one side with the other side fixed.
+
+    Parameters
+    ----------
+    side : Side
+        The n items to solve.
+    factors : ndarray of shape (n, k)
+        Their factors: overwritten with the solution; where CG starts, if `warm`.
+    fixed : ndarray of shape (m, k)
+        The factors of the other side.
+    objective : Objective
+    warm : bool
+    n_threads : int
+
+    Returns
+    -------
+    swept : Swept
+    """
+    w0, n, k = objective.unobserved_weight, *factors.shape
+    fixed = _constant(fixed)
+    objectives, squares, singular = np.empty(n), np.empty(n), np.empty(n, dtype=bool)
+    with parallel_section(n_threads) as run:
+        if w0 > 0:
+            spectrum, Q = np.linalg.eigh(w0 * _gram(fixed, run))
+            basis = _rotate(fixed, Q, np.empty_like(fixed), run)
+            if warm:
+                _rotate(factors, Q, factors, run)
+        else:
+            # All that the items share is then the ridge, which is diagonal in any basis.
+            spectrum, basis = np.zeros(k), fixed
+        shared = kernels.Fixed(_constant(basis), _constant(spectrum.clip(0)), side.other_weights, w0)
+        run(
+            kernels.solve,
+            kernels.solve_shard,
+            side.shards,
+            side.items,
+            shared,
+            side.plan,
+            warm,
+            factors,
+            objectives,
+            squares,
+            singular,
+        )
+        for i in np.flatnonzero(np.isnan(objectives)):
+            factors[i], objectives[i], singular[i] = _solve_least_norm(side.items, shared, i)
+            squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
+        if w0 > 0:
+            _rotate(factors, Q.T, factors, run)
+    penalty = float(side.items.ridge @ squares)
+    return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)))
+
+
+def _solve_least_norm(items, fixed, i):
+    """Solve one item, singular to working precision, in float64 by a singular value decomposition.
+
+    The system is M^T M u = b with M = [D^1/2; E^1/2 B], b = B^T g and the rows of the fixed factors in B.
+
+    Returns
+    -------
+    u : ndarray of shape (k,)
+        The solution of minimum norm.
+    objective : float
+    singular : bool
+        Whether M has not full rank.
+    """
+    stored = slice(items.indptr[i], items.indptr[i + 1])
+    j, a = items.indices[stored], items.data[stored].astype(np.float64)
+    e = items.weights[i] * fixed.weights[j]
+    if items.entry_weights.size:
+        e = e * items.entry_weights[stored]
+    if items.implicit:
+        e, a = e * np.abs(a), (a > 0).astype(np.float64)
+    B, w0 = fixed.factors[j].astype(np.float64), fixed.unobserved_weight
+    D = fixed.spectrum + items.ridge[i]
+    M = np.concatenate([np.diag(np.sqrt(D))[D > 0], np.sqrt(e)[:, None] * B])
+    _, sigma, Vt = np.linalg.svd(M, full_matrices=False)
+    kept = sigma > max(M.shape) * np.finfo(np.float64).eps * sigma[0]
+    u = Vt[kept].T @ ((Vt[kept] @ (B.T @ ((w0 + e) * a))) / sigma[kept] ** 2)
+    p = B @ u
+    objective = np.sum((w0 + e) * (a - p) ** 2 - w0 * p**2) + D @ u**2
+    return u, objective, np.count_nonzero(kept) < len(D)
+
+
+def _rotate(X, Q, out, run):
+    """Set out = X Q, which may be X."""
+    shards = make_shards(np.ones(len(X)))
+    run(kernels.rotate, kernels.rotate_shard, shards, _constant(X), _constant(Q), out)
+    return out
+
+
+def _gram(V, run):
+    """Return V^T V in float64, from partial sums that do not depend on the number of threads."""
+    n, k = V.shape
+    size = max(1024, -(-n // 16))
+    parts = np.empty((-(-n // size), k, k))
+    run(kernels.gram, kernels.gram_shard, make_shards(np.ones(len(parts))), size, V, parts)
+    return parts.sum(axis=0)
+
+
+def sampled_product(U, V, pattern, *, n_threads):
+    """Return u_i.v_j for the stored positions (i, j) of a CSR matrix, in their order."""
+    out = np.empty(pattern.nnz, dtype=U.dtype)
+    shards = make_shards(np.diff(pattern.indptr) + 1)
+    with parallel_section(n_threads) as run:
+        run(
+            kernels.sampled_product,
+            kernels.sampled_product_shard,
+            shards,
+            _constant(pattern.indices),
+            _constant(pattern.indptr),
+            _constant(U),
+            _constant(V),
+            out,
+        )
+    return out

@@ -1,0 +1,763 @@
+"""The estimator: parameters, validation and fitted attributes. The work is done in `_sweep`."""
+
+import time
+import warnings
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import LinAlgWarning
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ._parallel import effective_n_threads
+from ._sweep import Objective, make_plan, make_side, sampled_product, sweep
+
+_DTYPES = [np.float64, np.float32]
+
+
+class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Weighted alternating least squares factorization of a sparse matrix.
+
+    A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is approximated by
+    :math:`U V^T`, with factors U of shape (n, k) and V of shape (m, k) that minimise
+
+    .. math::
+
+        L(U, V) = \sum_{ij} w_{ij} (a_{ij} - u_i \cdot v_j)^2
+                  + \sum_i \lambda_i |u_i|^2 + \sum_j \mu_j |v_j|^2
+
+    over *all* n m entries, where
+
+    .. math::
+
+        w_{ij} &= w_0 & \text{where } (i, j) \text{ is not stored; its target is 0} \\
+        w_{ij} &= w_0 + w\, R_i\, C_j\, E_{ij} & \text{where } (i, j) \text{ is stored} \\
+        \lambda_i &= \lambda \Big(\sum_j w_{ij}\Big)^\nu, &
+        \mu_j = \lambda \Big(\sum_i w_{ij}\Big)^\nu
+
+    with :math:`w_0` = `unobserved_weight`, w = `observed_weight`, R = `row_weights` and E = `entry_weights` of
+    `fit`, C = `col_weights`, :math:`\lambda` = `regularization` and :math:`\nu` = `regularization_exponent`.
+
+    One *sweep* solves all rows with V fixed, or all columns with U fixed. One *iteration* is a row sweep and a
+    column sweep. This is the model of TensorFlow 1's ``WALSMatrixFactorization`` [1]_, of implicit-feedback
+    ALS [2]_ and, with ``regularization_exponent=1``, of its frequency-scaled form [3]_ [4]_.
+
+    Parameters
+    ----------
+    n_components : int, default=64
+        The number of components k.
+
+    unobserved_weight : float, default=0.1
+        The weight :math:`w_0 \ge 0` of every entry, stored or not. With 0 only stored entries count.
+
+    observed_weight : float, default=1.0
+        The extra weight :math:`w \ge 0` of stored entries. With 0 every entry has the same weight, and all rows
+        share one system of equations.
+
+    col_weights : None, array-like of shape (n_features,) or callable, default=None
+        Non-negative weights C of the columns; None stands for 1. A callable gets the number of stored entries of
+        each column, an int array of shape (n_features,), and returns the weights: see
+        `wals.weights.power_law`. Weights of the rows are passed to `fit`, so that cross-validation slices them.
+
+    regularization : float, default=0.1
+        The strength :math:`\lambda \ge 0` of the L2 regularization.
+
+    regularization_exponent : float, default=0.0
+        The power :math:`\nu \ge 0` of the total weight of a row or column that its regularization is
+        proportional to. 0 is plain L2; 1 regularizes an item in proportion to its data.
+
+    implicit : bool, default=False
+        Whether the stored values are confidences rather than targets: the target of a stored value a is then 1
+        if a > 0 else 0, and \|a\| multiplies its entry weight [2]_.
+
+    solver : {"auto", "exact", "cg"}, default="auto"
+        How an item is solved in a sweep of `fit`.
+
+        - "exact": to working precision, by a Cholesky factorisation in as many dimensions as the item has
+          stored entries or in k dimensions, whichever is cheaper.
+        - "cg": by three warm-started steps of preconditioned conjugate gradients.
+        - "auto": by conjugate gradients until the residual is small, or exactly where that is cheaper. The final
+          loss is within 1e-3 (relative) of that of "exact".
+
+        The last row sweep of `fit`, and all projections, are exact.
+
+    init : "random" or array-like of shape (n_features, n_components), default="random"
+        Where V starts. "random" draws uniformly from [0, 1 / sqrt(n_components)). Rows are solved first, so that
+        U has no start.
+
+    max_iter : int, default=15
+        The largest number of iterations.
+
+    tol : float, default=0.0
+        Stop when the relative decrease of the loss over one iteration falls below this. With 0 all `max_iter`
+        iterations are run.
+
+    warm_start : bool, default=False
+        Whether `fit` starts from the factors of the previous fit, if there was one.
+
+    n_jobs : int, default=None
+        The number of threads inside a sweep. None stands for all that Numba may use (``NUMBA_NUM_THREADS``,
+        which joblib sets for its workers), -1 too. The result does not depend on it.
+
+    random_state : int, RandomState instance or None, default=None
+        Determines the start. Pass an int for reproducible results across calls.
+
+    verbose : int, default=0
+        1 prints a line per iteration, 2 a line per sweep.
+
+    Attributes
+    ----------
+    components_ : ndarray of shape (n_components, n_features)
+        :math:`V^T`.
+
+    row_factors_ : ndarray of shape (n_samples, n_components)
+        U, optimal for `components_`.
+
+    row_weights_ : ndarray of shape (n_samples,)
+        The weights R of the rows.
+
+    col_weights_ : ndarray of shape (n_features,)
+        The weights C of the columns.
+
+    loss_ : float
+        The loss L.
+
+    rwse_ : float
+        The root weighted squared error,
+        :math:`\sqrt{\sum_{ij} w_{ij} (a_{ij} - u_i \cdot v_j)^2 / \sum_{ij} w_{ij}}`.
+
+    loss_curve_ : ndarray of shape (2 * n_iter_ + 1,)
+        The loss after every sweep.
+
+    n_iter_ : int
+        The number of iterations that were run.
+
+    n_features_in_ : int
+        Number of features seen during :term:`fit`.
+
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of features seen during :term:`fit`. Defined only when `X` has feature names that are all strings.
+
+    See Also
+    --------
+    sklearn.decomposition.NMF : Unweighted factorization into non-negative factors.
+    sklearn.decomposition.TruncatedSVD : The optimum for equal weights without regularization.
+
+    Notes
+    -----
+    *Stored* means stored: an explicit zero of a sparse matrix is an observed entry with target 0. A dense array
+    stores its non-zeros. Duplicates are summed.
+
+    A row or column without stored entries has a factor of 0. A singular system, possible only without
+    regularization, gets the solution of minimum norm, and one warning tells how many there were.
+
+    All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
+
+    References
+    ----------
+    .. [1] ``tf.contrib.factorization.WALSMatrixFactorization``, TensorFlow 1.12, 2018.
+    .. [2] Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
+    .. [3] Zhou, Wilkinson, Schreiber and Pan, "Large-Scale Parallel Collaborative Filtering for the Netflix
+       Prize", AAIM 2008.
+    .. [4] Rendle, Krichene, Zhang and Koren, "Revisiting the Performance of iALS on Item Recommendation
+       Benchmarks", RecSys 2022.
+
+    Examples
+    --------
+    >>> from wals import WALS
+    >>> from wals.datasets import load_msweb
+    >>> X = load_msweb()
+    >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X[:30_000])
+    >>> model.transform(X[30_000:]).shape
+    (2711, 16)
+    >>> print(f"{model.score(X[30_000:]):.3f}")
+    -0.157
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "unobserved_weight": [Interval(Real, 0, np.inf, closed="left")],
+        "observed_weight": [Interval(Real, 0, np.inf, closed="left")],
+        "col_weights": [None, "array-like", callable],
+        "regularization": [Interval(Real, 0, np.inf, closed="left")],
+        "regularization_exponent": [Interval(Real, 0, np.inf, closed="left")],
+        "implicit": ["boolean"],
+        "solver": [StrOptions({"auto", "exact", "cg"})],
+        "init": [StrOptions({"random"}), "array-like"],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "n_jobs": [
+            None,
+            Interval(Integral, 1, None, closed="left"),
+            Interval(Integral, None, -1, closed="right"),
+        ],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        n_components=64,
+        *,
+        unobserved_weight=0.1,
+        observed_weight=1.0,
+        col_weights=None,
+        regularization=0.1,
+        regularization_exponent=0.0,
+        implicit=False,
+        solver="auto",
+        init="random",
+        max_iter=15,
+        tol=0.0,
+        warm_start=False,
+        n_jobs=None,
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.unobserved_weight = unobserved_weight
+        self.observed_weight = observed_weight
+        self.col_weights = col_weights
+        self.regularization = regularization
+        self.regularization_exponent = regularization_exponent
+        self.implicit = implicit
+        self.solver = solver
+        self.init = init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.warm_start = warm_start
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # ------------------------------------------------------------------------------- scikit-learn
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "components_")
+
+    @property
+    def _n_features_out(self):
+        return self.components_.shape[0]
+
+    @property
+    def col_factors_(self):
+        """V, of shape (n_features, n_components): the transpose of `components_`."""
+        return self.components_.T
+
+    # ------------------------------------------------------------------------------------ fitting
+
+    def fit(self, X, y=None, *, row_weights=None, entry_weights=None):
+        """Factorise X.
+
+        Runs up to `max_iter` iterations and one last row sweep, always exact, after which `row_factors_` is
+        optimal for `components_`.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The matrix to factorise. A CSR matrix of floats is used without copying.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        row_weights : float or array-like of shape (n_samples,), default=None
+            Non-negative weights R of the rows; None stands for 1.
+
+        entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
+            Non-negative weights E of the stored entries of X. A sparse matrix stores the same positions as X.
+
+        Returns
+        -------
+        self : object
+            The fitted estimator. A fit that fails or is interrupted leaves the estimator as it was.
+
+        Raises
+        ------
+        ValueError
+            If X or a weight has a wrong shape, is complex, negative (weights) or not finite, or if a parameter is
+            out of its range.
+        """
+        with _unchanged_on_error(self):
+            self._fit(X, row_weights, entry_weights)
+        return self
+
+    def fit_transform(self, X, y=None, *, row_weights=None, entry_weights=None):
+        """Factorise X and return the factors of its rows.
+
+        Parameters
+        ----------
+        X, y, row_weights, entry_weights
+            See `fit`.
+
+        Returns
+        -------
+        U : ndarray of shape (n_samples, n_components)
+            A copy of `row_factors_`.
+        """
+        return self.fit(
+            X, row_weights=row_weights, entry_weights=entry_weights
+        ).row_factors_.copy()
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _fit(self, X, row_weights, entry_weights):
+        X = validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C")
+        X = _as_csr(X)
+        objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
+        R = _check_weights(row_weights, X.shape[0], "row_weights")
+        E = None if entry_weights is None else _check_entry_weights(entry_weights, X)
+        Xt = X.T.tocsr()
+        Et = None if E is None else sp.csr_array((E, X.indices, X.indptr), X.shape).T.tocsr().data
+        C = self._check_col_weights(X)
+        U, V, resumed = self._start(*X.shape, X.dtype)
+
+        settings = (objective, self.n_components, self.solver, n_threads)
+        rows = make_side(X, R, C, E, *settings)
+        cols = make_side(Xt, C, R, Et, *settings)
+        progress = _Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
+        converged = self.tol == 0
+        n_iter = 0
+        while n_iter < self.max_iter:
+            n_iter += 1
+            warm = resumed or n_iter > 1
+            swept = sweep(rows, U, V, objective, warm=warm, n_threads=n_threads)
+            progress.add("rows", swept, n_iter)
+            swept = sweep(cols, V, U, objective, warm=True, n_threads=n_threads)
+            progress.add("columns", swept, n_iter)
+            if progress.relative_decrease() < self.tol:
+                converged = True
+                break
+        rows = rows.replan(self.n_components, "exact")
+        progress.add("rows", sweep(rows, U, V, objective, n_threads=n_threads), n_iter)
+
+        for name, n in zip(_NAMES, X.shape, strict=True):
+            _warn_singular(progress.n_singular[name], n, name)
+        if not converged:
+            warnings.warn(
+                f"tol={self.tol} was not reached in {n_iter} iterations: increase max_iter or tol.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        self.components_, self.row_factors_ = V.T, U
+        self.row_weights_, self.col_weights_ = R, C
+        self._row_mass, self._col_mass = rows.mass, cols.mass
+        self.loss_curve_ = np.array(progress.losses)
+        self.loss_, self.rwse_ = progress.losses[-1], progress.rwse
+        self.n_iter_ = n_iter
+
+    def partial_fit(self, X, y=None, *, indices=None, axis=0, weights=None):
+        """Solve some rows or columns exactly, with the other side fixed, and store their factors.
+
+        To feed all rows in batches, and then all columns in batches, is one iteration of `fit`. The attributes
+        that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`) are removed, since they no longer hold.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}
+            The rows, of shape (q, n_features), or with ``axis=1`` the columns, of shape (n_samples, q).
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        indices : array-like of shape (q,), default=None
+            Where the rows or columns stand in the model. Numbers beyond its size let it grow; those in between
+            that were never given have a factor of 0. None appends the rows after those that the model has; it
+            stands for all columns with ``axis=1``.
+
+        axis : {0, 1}, default=0
+            0 for rows, 1 for columns. An unfitted model starts with rows, from columns as `init` says.
+
+        weights : float or array-like of shape (q,), default=None
+            Their weights. None keeps the weights that the model has for them, and stands for 1 for new ones.
+
+        Returns
+        -------
+        self : object
+            The estimator.
+        """
+        with _unchanged_on_error(self):
+            self._partial_fit(X, indices, axis, weights)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def _partial_fit(self, X, indices, axis, weights):
+        _check_axis(axis)
+        if not self.__sklearn_is_fitted__():
+            self._begin(X, axis)
+        X = self._check_items(X, axis)
+        known = len(self._factors(axis))
+        indices = _check_indices(indices, X.shape[0], known, axis)
+        if weights is None:
+            weights = np.ones(X.shape[0])
+            old = indices < known
+            weights[old] = self._weights(axis)[indices[old]]
+        factors, side, swept = self._project(X, axis, weights)
+        self._grow(axis, indices.max(initial=-1) + 1)
+        self._factors(axis)[indices] = factors
+        self._weights(axis)[indices] = side.weights
+        self._mass(axis)[indices] = side.mass
+        for name in ("loss_", "rwse_", "loss_curve_"):
+            vars(self).pop(name, None)
+        _warn_singular(swept.n_singular, X.shape[0], _NAMES[axis])
+
+    def _begin(self, X, axis):
+        """Initialise the model without rows."""
+        if axis == 1:
+            raise ValueError(
+                "The model has no rows yet: call partial_fit with rows (axis=0) before columns (axis=1)."
+            )
+        X = _as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
+        self.col_weights_ = self._check_col_weights(X)
+        self.row_weights_ = np.empty(0)
+        self.row_factors_, V, _ = self._start(0, X.shape[1], X.dtype)
+        self.components_ = V.T
+        self._row_mass, self._col_mass = np.empty(0), np.zeros(X.shape[1])
+        self.n_iter_ = 0
+
+    # --------------------------------------------------------------------------------- using a fit
+
+    def transform(self, X, *, axis=0, weights=None):
+        """Project rows, or columns, on the fitted factors of the other side.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix}
+            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q).
+
+        axis : {0, 1}, default=0
+            0 projects rows on `components_`, 1 projects columns on `row_factors_`.
+
+        weights : float or array-like of shape (q,), default=None
+            Non-negative weights of the projected rows or columns; None stands for 1. The weights of the fixed
+            side are the model's own.
+
+        Returns
+        -------
+        U : ndarray of shape (q, n_components)
+            The exact minimisers; for the rows of `fit`, with their weights, `row_factors_`.
+        """
+        check_is_fitted(self)
+        _check_axis(axis)
+        X = self._check_items(X, axis)
+        factors, _, swept = self._project(X, axis, weights)
+        _warn_singular(swept.n_singular, X.shape[0], _NAMES[axis])
+        return factors
+
+    def inverse_transform(self, U, *, pattern=None):
+        """Compute the approximation of X from factors of its rows.
+
+        Parameters
+        ----------
+        U : array-like of shape (q, n_components)
+            Factors of rows, from `transform`.
+
+        pattern : sparse matrix of shape (q, n_features), default=None
+            Where to compute it. None stands for everywhere.
+
+        Returns
+        -------
+        X : ndarray or CSR array of shape (q, n_features)
+            ``U @ components_``, or its values at the stored positions of `pattern` alone.
+        """
+        check_is_fitted(self)
+        U = check_array(U, dtype=self.components_.dtype, order="C")
+        k, m = self.components_.shape
+        if U.shape[1] != k:
+            raise ValueError(f"U has {U.shape[1]} columns, but WALS has {k} components.")
+        if pattern is None:
+            return U @ self.components_
+        pattern = sp.csr_array(pattern)
+        if pattern.shape != (U.shape[0], m):
+            raise ValueError(f"pattern has shape {pattern.shape}, but {(U.shape[0], m)} is needed.")
+        pattern.check_format(full_check=True)
+        n_threads = effective_n_threads(self.n_jobs)
+        values = sampled_product(U, self.col_factors_, pattern, n_threads=n_threads)
+        return sp.csr_array((values, pattern.indices, pattern.indptr), shape=pattern.shape)
+
+    def score(self, X, y=None, *, row_weights=None):
+        """Return minus the RWSE of X after projecting its rows: greater is better.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+            The rows to score.
+
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        row_weights : float or array-like of shape (n_samples,), default=None
+            Weights of the rows; None stands for 1.
+
+        Returns
+        -------
+        score : float
+            ``-evaluate(X, weights=row_weights)["rwse"]``.
+        """
+        return -self.evaluate(X, weights=row_weights)["rwse"]
+
+    def evaluate(self, X, *, axis=0, weights=None):
+        """Project rows, or columns, and return the loss that they have then.
+
+        Parameters
+        ----------
+        X, axis, weights
+            See `transform`.
+
+        Returns
+        -------
+        result : dict
+            - "loss": L of these items and the whole fixed side, the sum of the next two;
+            - "data_loss": the weighted squared error of these items;
+            - "penalty": the regularization terms of both sides;
+            - "rwse": the root weighted squared error of these items;
+            - "sum_weights": the sum of their weights over all entries.
+        """
+        check_is_fitted(self)
+        _check_axis(axis)
+        X = self._check_items(X, axis)
+        _, side, swept = self._project(X, axis, weights)
+        data_loss = max(swept.loss - swept.penalty, 0.0)
+        other = 1 - axis
+        penalty = swept.penalty + self._objective().penalty(self._factors(other), self._mass(other))
+        sum_weights = float(side.mass.sum())
+        return {
+            "loss": data_loss + penalty,
+            "data_loss": data_loss,
+            "penalty": penalty,
+            "rwse": _rwse(data_loss, sum_weights),
+            "sum_weights": sum_weights,
+        }
+
+    # ------------------------------------------------------------------------------------- private
+
+    def _objective(self):
+        return Objective(
+            float(self.unobserved_weight),
+            float(self.observed_weight),
+            float(self.regularization),
+            float(self.regularization_exponent),
+            bool(self.implicit),
+        )
+
+    def _start(self, n, m, dtype):
+        """Return the factors to start from, and whether those of the rows mean anything."""
+        k = self.n_components
+        resumed = self.warm_start and self.__sklearn_is_fitted__()
+        if resumed:
+            V = self.col_factors_.astype(dtype, order="C")
+            source = "warm_start=True: the previous fit"
+        elif isinstance(self.init, str):
+            random = check_random_state(self.random_state)
+            V = (random.uniform(size=(m, k)) / np.sqrt(k)).astype(dtype, copy=False)
+        else:
+            V = check_array(self.init, dtype=dtype, order="C", copy=True, input_name="init")
+            source = "init"
+        if V.shape != (m, k):
+            raise ValueError(f"{source} has factors of shape {V.shape}, but {(m, k)} is needed.")
+        if resumed and self.row_factors_.shape == (n, k):
+            return self.row_factors_.astype(dtype, order="C"), V, True
+        return np.zeros((n, k), dtype=dtype), V, False
+
+    def _check_col_weights(self, X):
+        if callable(self.col_weights):
+            counts = np.bincount(X.indices, minlength=X.shape[1])
+            return _check_weights(self.col_weights(counts), X.shape[1], "col_weights")
+        return _check_weights(self.col_weights, X.shape[1], "col_weights")
+
+    def _check_items(self, X, axis):
+        """Return the rows, or columns, to solve as the rows of a CSR matrix in the precision of the model."""
+        options = {"accept_sparse": "csr", "dtype": self.components_.dtype, "order": "C"}
+        if axis == 0:
+            return _as_csr(validate_data(self, X, reset=False, **options))
+        X = _as_csr(check_array(X, **options))
+        if X.shape[0] != len(self.row_factors_):
+            raise ValueError(
+                f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with axis=1, X holds "
+                "columns over the rows of the fit."
+            )
+        return X.T.tocsr()
+
+    def _project(self, X, axis, weights):
+        """Solve the rows of X exactly; return their factors, the side and what the sweep told."""
+        objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
+        weights = _check_weights(weights, X.shape[0], "weights")
+        fixed = self._factors(1 - axis)
+        factors = np.zeros((X.shape[0], fixed.shape[1]), dtype=X.dtype)
+        side = make_side(
+            X, weights, self._weights(1 - axis), None, objective, fixed.shape[1], "exact", n_threads
+        )
+        return factors, side, sweep(side, factors, fixed, objective, n_threads=n_threads)
+
+    def _factors(self, axis):
+        return self.row_factors_ if axis == 0 else self.col_factors_
+
+    def _weights(self, axis):
+        return self.row_weights_ if axis == 0 else self.col_weights_
+
+    def _mass(self, axis):
+        """Return sum_j w_ij of the rows, or sum_i w_ij of the columns."""
+        return self._row_mass if axis == 0 else self._col_mass
+
+    def _grow(self, axis, size):
+        """Make room for `size` rows, or columns, and make the arrays of that side writable."""
+        factors, weights, mass = self._factors(axis), self._weights(axis), self._mass(axis)
+        missing = max(0, size - len(factors))
+        if missing or not all(a.flags.writeable for a in (factors, weights, mass)):
+            w0 = float(self.unobserved_weight)
+            n_other = len(self._factors(1 - axis))
+            factors = np.pad(factors, [(0, missing), (0, 0)])
+            weights = np.pad(weights, (0, missing), constant_values=1.0)
+            mass = np.pad(mass, (0, missing), constant_values=w0 * n_other)
+            if axis == 0:
+                self.row_factors_, self.row_weights_, self._row_mass = factors, weights, mass
+                self._col_mass = self._col_mass + w0 * missing
+            else:
+                self.components_, self.col_weights_, self._col_mass = factors.T, weights, mass
+                self._row_mass = self._row_mass + w0 * missing
+                self.n_features_in_ = len(factors)
+                if missing:
+                    vars(self).pop("feature_names_in_", None)
+
+
+class _Progress:
+    """The losses of a fit so far."""
+
+    def __init__(self, sum_weights, col_penalty, verbose):
+        self.sum_weights, self.verbose = float(sum_weights), verbose
+        self.penalties = {"rows": 0.0, "columns": col_penalty}
+        self.n_singular = {"rows": 0, "columns": 0}
+        self.losses, self.rwse = [], np.nan
+        self.started = time.perf_counter()
+
+    def add(self, side, swept, n_iter):
+        data_loss = swept.loss - swept.penalty
+        self.penalties[side] = swept.penalty
+        self.n_singular[side] = swept.n_singular
+        self.losses.append(data_loss + sum(self.penalties.values()))
+        self.rwse = _rwse(data_loss, self.sum_weights)
+        if self.verbose >= 2 or (self.verbose and side == "columns"):
+            seconds = time.perf_counter() - self.started
+            print(
+                f"[WALS] iteration {n_iter:3d}  {side:7s}  loss {self.losses[-1]:.6e}"
+                f"  RWSE {self.rwse:.6f}  {seconds:7.2f} s"
+            )
+
+    def relative_decrease(self):
+        """Return that of the loss over the last iteration."""
+        if len(self.losses) < 4:
+            return np.inf
+        before, now = self.losses[-3], self.losses[-1]
+        return (before - now) / before if before > 0 else 0.0
+
+
+_NAMES = ("rows", "columns")
+
+
+@contextmanager
+def _unchanged_on_error(estimator):
+    """Give the estimator its attributes back if the block raises, KeyboardInterrupt included."""
+    before = vars(estimator).copy()
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+def _rwse(data_loss, sum_weights):
+    return float(np.sqrt(max(data_loss, 0.0) / sum_weights)) if sum_weights > 0 else 0.0
+
+
+def _as_csr(X):
+    """Return validated X as CSR in canonical format; a new object, on the same arrays where they allow it."""
+    X = sp.csr_array(X)
+    X.check_format(full_check=True)
+    if not X.has_canonical_format:
+        X = X.copy()
+        X.sum_duplicates()
+    return X
+
+
+def _check_axis(axis):
+    if axis not in (0, 1):
+        raise ValueError(f"axis must be 0 (rows) or 1 (columns). Got {axis!r} instead.")
+
+
+def _check_weights(weights, n, name):
+    """Return weights as a float64 array of shape (n,)."""
+    if weights is None or np.ndim(weights) == 0:
+        weights = np.full(n, 1.0 if weights is None else weights)
+    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name, copy=True)
+    if weights.shape != (n,):
+        raise ValueError(f"{name} has shape {weights.shape}, but {(n,)} is needed.")
+    if weights.min(initial=0) < 0:
+        i = int(np.argmin(weights))
+        raise ValueError(f"Negative weight in {name}: {weights[i]} at position {i}.")
+    return weights
+
+
+def _check_entry_weights(weights, X):
+    """Return the weights of the stored entries of X, in their order."""
+    weights = check_array(weights, accept_sparse="csr", dtype=X.dtype, input_name="entry_weights")
+    if weights.shape != X.shape:
+        raise ValueError(f"entry_weights has shape {weights.shape}, but X has {X.shape}.")
+    if sp.issparse(weights):
+        weights = _as_csr(weights)
+        same = np.array_equal(weights.indptr, X.indptr)
+        if not (same and np.array_equal(weights.indices, X.indices)):
+            raise ValueError(
+                "entry_weights must store exactly the positions that X stores (explicit zeros count as stored)."
+            )
+        weights = weights.data
+    else:
+        weights = weights[np.repeat(np.arange(X.shape[0]), np.diff(X.indptr)), X.indices]
+    if weights.min(initial=0) < 0:
+        t = int(np.argmin(weights))
+        i = int(np.searchsorted(X.indptr, t, side="right")) - 1
+        raise ValueError(f"Negative weight in entry_weights: {weights[t]} at row {i}, column {X.indices[t]}.")
+    return weights
+
+
+def _check_indices(indices, q, known, axis):
+    """Return the positions in the model of the q items of partial_fit."""
+    if indices is None:
+        if axis == 0:
+            return np.arange(known, known + q)
+        if q == known:
+            return np.arange(q)
+        raise ValueError(
+            f"X has {q} columns, but the model has {known}: pass indices to say which columns they are."
+        )
+    indices = np.asarray(indices)
+    if indices.shape != (q,) or not np.issubdtype(indices.dtype, np.integer):
+        raise ValueError(f"indices must be {q} integers, one for each of the given {_NAMES[axis]}.")
+    if indices.min(initial=0) < 0 or len(np.unique(indices)) < q:
+        raise ValueError("indices must be distinct and not negative.")
+    return indices
+
+
+def _warn_singular(n_singular, n, name):
+    if n_singular:
+        warnings.warn(
+            f"{n_singular} of {n} {name} have a singular system, and got the solution of minimum norm. "
+            "Set regularization > 0 to avoid this.",
+            LinAlgWarning,
+            stacklevel=4,
+        )
