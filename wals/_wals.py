@@ -16,6 +16,7 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -205,6 +206,10 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    # With metadata routing, Pipeline.score hands sample_weight=None to every final step, and refuses those that
+    # do not know the name. None: known, neither requested nor refused.
+    __metadata_request__score = {"sample_weight": None}  # noqa: RUF012
 
     def __init__(
         self,
@@ -454,9 +459,13 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         _check_axis(axis)
-        X = self._check_items(X, axis)
-        factors, _, swept = self._project(X, axis, weights)
-        _warn_singular(swept.n_singular, X.shape[0], _NAMES[axis])
+        items = self._check_items(X, axis)
+        factors, _, swept = self._project(items, axis, weights)
+        _warn_singular(swept.n_singular, items.shape[0], _NAMES[axis])
+        if axis == 1 and hasattr(X, "iloc"):
+            # set_output would index the factors of the columns by the rows of X.
+            if _get_output_config("transform", self)["dense"] == "pandas":
+                return type(X)(factors, index=X.columns)
         return factors
 
     def inverse_transform(self, U, *, pattern=None):

@@ -1,0 +1,395 @@
+"""Command line: factorise a file of interactions, and show what that is worth."""
+
+import argparse
+import inspect
+import math
+import os
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from textwrap import fill, shorten
+
+import joblib
+import numpy as np
+from scipy.sparse import csr_array
+
+from wals import WALS
+from wals.datasets import load_msweb
+from wals.interactions import Interactions, read_interactions
+from wals.metrics import ndcg_at_k, recall_at_k
+from wals.weights import power_law
+
+_PROG = "python -m wals"
+_WIDTH = 80
+_HELD_OUT = 0.2  # share of the entries of a test row
+_K = 20
+_N_SHOWN, _N_RECOMMENDED = 3, 5
+# Few columns and three entries per row: the embedded data need a stronger penalty than most.
+_EMBEDDED = {"regularization": 10.0}
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : list of str, default=None
+        The arguments; None takes those of the process.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 2 after a line on stderr about a bad file or option, 130 if interrupted,
+        141 if nobody reads the output any more.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output (head, say) is gone: let the flush at exit go nowhere, silently.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, ImportError, OSError, MemoryError) as error:
+        print(f"{_PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parser():
+    parser = _Parser(
+        prog=_PROG,
+        usage=f"{_PROG} [FILE] [options]",
+        description=(
+            "Factorise a matrix of interactions (who bought, read or visited what) by weighted "
+            "alternating least squares. Most rows are trained on. Of the others, the test rows, "
+            f"{_HELD_OUT:.0%} of the entries are held out: recommendations made from the rest "
+            "should find them again, and do so better than plain popularity."
+        ),
+        epilog="The first run on a machine compiles, for up to a minute; later runs start at once.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=80),
+        add_help=False,
+        allow_abbrev=False,
+    )
+
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help="user, item and perhaps a value per line: .csv, .tsv or .txt, each also with .gz; "
+        "or a .parquet table with these columns, or a .npz of a SciPy CSR matrix. Without a FILE: "
+        "the Anonymous Microsoft Web Data that comes with the package, with --regularization "
+        f"{_EMBEDDED['regularization']:g} unless given",
+    )
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line of a text names the columns (default: detected)",
+    )
+    group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+
+    # An option left out is not passed on, so that the defaults are the estimator's own.
+    defaults = inspect.signature(WALS).parameters
+
+    def add(group, option, parameter, text, **settings):
+        if defaults[parameter].default not in (None, False):
+            text = f"{text} (default: {defaults[parameter].default})"
+        group.add_argument(option, dest=parameter, default=argparse.SUPPRESS, help=text, **settings)
+
+    group = parser.add_argument_group("model")
+    add(group, "--components", "n_components", "size of the factors", type=int, metavar="K")
+    add(
+        group,
+        "--unobserved-weight",
+        "unobserved_weight",
+        "weight of every entry, stored or not",
+        type=float,
+        metavar="W0",
+    )
+    add(
+        group,
+        "--observed-weight",
+        "observed_weight",
+        "weight that stored entries have on top of that",
+        type=float,
+        metavar="W",
+    )
+    for side in ("row", "col"):
+        group.add_argument(
+            f"--{side}-exponent",
+            type=float,
+            metavar="A",
+            help=f"multiply it by a weight of the {'row' if side == 'row' else 'column'} "
+            "proportional to entries**A; -0.5 is worth trying (default: no such weight)",
+        )
+    add(
+        group,
+        "--implicit",
+        "implicit",
+        "values are confidences, not targets: the target is 1, the value multiplies the weight",
+        action="store_true",
+    )
+    add(
+        group,
+        "--regularization",
+        "regularization",
+        "strength of the L2 penalty",
+        type=float,
+        metavar="R",
+    )
+    add(
+        group,
+        "--regularization-exponent",
+        "regularization_exponent",
+        "power of an item's total weight that its penalty is proportional to: 0 is plain L2, 1 "
+        "regularizes in proportion to the data",
+        type=float,
+        metavar="NU",
+    )
+
+    group = parser.add_argument_group("training")
+    add(group, "--iterations", "max_iter", "iterations at most", type=int, metavar="N")
+    add(
+        group,
+        "--tol",
+        "tol",
+        "stop when an iteration lowers the loss by less than this share",
+        type=float,
+        metavar="T",
+    )
+    add(group, "--solver", "solver", "auto, exact or cg", metavar="NAME")
+    add(group, "--jobs", "n_jobs", "threads (default: as many as allowed)", type=int, metavar="N")
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of start and split (default: %(default)s)"
+    )
+
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--test-rows",
+        type=int,
+        metavar="N",
+        help="number of test rows; 0 trains on all rows (default: a tenth, at most 10000)",
+    )
+    group.add_argument(
+        "--output", metavar="MODEL", help="save the model with joblib, for instance wals.joblib"
+    )
+    group.add_argument("--quiet", action="store_true", help="no line per sweep")
+    group.add_argument("--help", "-h", action="help", help="print this and exit")
+    return parser
+
+
+def _run(arguments):
+    """Do what the arguments say, stage by stage."""
+    options = vars(arguments)
+    parameters = {} if arguments.file else dict(_EMBEDDED)
+    parameters |= {name: options[name] for name in WALS().get_params() if name in options}
+    if arguments.col_exponent is not None:
+        parameters["col_weights"] = power_law(arguments.col_exponent)
+    model = WALS(**parameters, random_state=arguments.seed, verbose=0 if arguments.quiet else 2)
+    # Whatever can be wrong is found before a long training, not after it.
+    model._validate_params()
+    for name in ("row_exponent", "col_exponent"):
+        if not math.isfinite(options[name] or 0):
+            raise ValueError(f"--{name.replace('_', '-')} must be finite, got {options[name]}")
+    if (arguments.test_rows or 0) < 0:
+        raise ValueError(f"--test-rows must not be negative, got {arguments.test_rows}")
+    if arguments.output is not None:
+        _check_writable(arguments.output)
+
+    seconds = {}
+    with _timed("read", seconds):
+        data = _read(arguments)
+    n_rows, n_columns = data.X.shape
+    _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
+    _say(
+        "",
+        f"{n_rows:,} rows x {n_columns:,} columns, {data.X.nnz:,} entries "
+        f"({data.X.nnz / (n_rows * n_columns):.2%})",
+    )
+
+    n_test = min(max(n_rows // 10, 1), 10_000)
+    if arguments.test_rows is not None:
+        n_test = arguments.test_rows
+    with _timed("split", seconds):
+        split = _split(data.X, n_test, np.random.default_rng(arguments.seed))
+    test, train, seen, held_out = split
+    if test.size:
+        _say(
+            "Split",
+            f"{train.shape[0]:,} rows to train on, {test.size:,} to test on; {held_out.nnz:,} of "
+            f"the {seen.nnz + held_out.nnz:,} entries of these are held out",
+        )
+    else:
+        _say("Split", f"none: all {n_rows:,} rows to train on")
+
+    settings = model.get_params(deep=False)
+    del settings["verbose"]
+    row_weights, test_weights = None, None
+    if arguments.row_exponent is not None:
+        settings["row_weights"] = power_law(arguments.row_exponent)
+        counts = np.concatenate([np.diff(train.indptr), np.diff(seen.indptr)])
+        row_weights, test_weights = np.split(settings["row_weights"](counts), [train.shape[0]])
+    _say("Model", ", ".join(f"{name}={value!r}" for name, value in settings.items()))
+
+    print()
+    with _timed("train", seconds), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(train, row_weights=row_weights)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        _say("Note", message)
+    _say(
+        "Trained",
+        f"{model.n_iter_} iterations in {seconds['train']:.2f} s: loss {model.loss_:.6e}, RWSE "
+        f"{model.rwse_:.6f}",
+    )
+    print()
+
+    if test.size:
+        with _timed("fold in", seconds):
+            factors = model.transform(seen, weights=test_weights)
+        _evaluate(model, factors, seen, held_out, train, seconds)
+    else:
+        print("Quality not measured: there is no test row. It takes two rows with entries, one of")
+        print("them with two entries or more, and --test-rows other than 0.")
+        test, seen, factors = np.arange(n_rows), train, model.row_factors_
+        held_out = csr_array(train.shape, dtype=train.dtype)
+    print()
+    _show(model, factors, seen, held_out, data.row_ids[test], data.col_ids)
+
+    if arguments.output is not None:
+        with _timed("save", seconds):
+            joblib.dump(model.set_params(verbose=0), arguments.output)
+        _say("Saved", f"{arguments.output} ({os.path.getsize(arguments.output) / 1e6:,.1f} MB)")
+        print()
+    seconds["total"] = sum(seconds.values())
+    for place, (stage, duration) in enumerate(seconds.items()):
+        _say("" if place else "Time", f"{stage:<10}{duration:9.2f} s")
+
+
+def _check_writable(path):
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise ValueError(f"--output {path}: there is no folder {folder}")
+    if os.path.isdir(path):
+        raise ValueError(f"--output {path}: is a folder")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"--output {path}: no permission to write")
+
+
+def _read(arguments):
+    if arguments.file is None:
+        X, titles = load_msweb(return_titles=True)
+        return Interactions(X, np.arange(X.shape[0]), titles)
+    return read_interactions(
+        arguments.file, header=arguments.header, values=not arguments.ignore_values
+    )
+
+
+def _split(X, n_test, rng):
+    """Draw test rows and the entries to hold out of each.
+
+    Returns
+    -------
+    test : ndarray of shape (at most n_test,)
+        Numbers of the test rows: rows with two entries or more, never all rows that have entries.
+    train, seen, held_out : csr_array
+        The other rows; the entries of the test rows to fold in; those to be found again.
+    """
+    counts = np.diff(X.indptr)
+    able = np.flatnonzero(counts > 1)
+    n_test = min(n_test, able.size, max(np.count_nonzero(counts) - 1, 0))
+    test = np.sort(rng.choice(able, n_test, replace=False))
+    train = X[np.setdiff1d(np.arange(X.shape[0]), test)]
+
+    rows = X[test]
+    counts = counts[test]
+    of_row = np.repeat(np.arange(n_test), counts)
+    # Shuffle within the rows; the first places of each are held out.
+    order = np.lexsort((rng.random(rows.nnz), of_row))
+    place = np.arange(rows.nnz) - rows.indptr[of_row]
+    hidden = np.empty(rows.nnz, dtype=bool)
+    hidden[order] = place < np.maximum(counts * _HELD_OUT, 1).astype(int)[of_row]
+    seen, held_out = (
+        csr_array((rows.data[kept], (of_row[kept], rows.indices[kept])), shape=rows.shape)
+        for kept in (~hidden, hidden)
+    )
+    return test, train, seen, held_out
+
+
+def _evaluate(model, factors, seen, held_out, train, seconds):
+    """Print how well model and popularity find the held-out entries."""
+    k = min(_K, train.shape[1])
+    ndcg = {}
+    popularity = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
+    print(f"{'Quality':<20}{f'Recall@{k}':>12}{f'NDCG@{k}':>12}")
+    for name, left, right in (
+        ("WALS", factors, model.components_),
+        ("popularity", np.ones((held_out.shape[0], 1), np.float32), popularity[np.newaxis]),
+    ):
+        with _timed("rank" if name == "WALS" else name, seconds):
+            ranked = _rank(left, right, seen, k)
+        recall, ndcg[name] = recall_at_k(held_out, ranked, k), ndcg_at_k(held_out, ranked, k)
+        print(f"  {name:<18}{recall:>12.4f}{ndcg[name]:>12.4f}")
+    if ndcg["WALS"] < ndcg["popularity"]:
+        _say("Hint", "try a stronger --regularization, fewer --components, or more data")
+
+
+def _rank(left, right, seen, k):
+    """Rank the k best columns of ``left @ right`` not in `seen`, row by row; -1 where none is."""
+    ranked = np.empty((seen.shape[0], k), dtype=np.int64)
+    step = max(1, 2**22 // seen.shape[1])
+    for first in range(0, seen.shape[0], step):
+        block = slice(first, first + step)
+        scores = left[block] @ right
+        scores[seen[block].tocoo().coords] = -np.inf
+        best = np.argpartition(scores, -k, axis=1)[:, -k:]
+        values = np.take_along_axis(scores, best, axis=1)
+        order = np.argsort(-values, axis=1)
+        best[np.isneginf(values)] = -1
+        ranked[block] = np.take_along_axis(best, order, axis=1)
+    return ranked
+
+
+def _show(model, factors, seen, held_out, row_ids, col_ids):
+    """Print recommendations for the first rows with three entries, or else two, or one."""
+    counts = np.minimum(np.diff(seen.indptr), 3)
+    shown = np.argsort(-counts, kind="stable")[: min(_N_SHOWN, np.count_nonzero(counts))]
+    ranked = _rank(
+        factors[shown], model.components_, seen[shown], min(_N_RECOMMENDED, col_ids.size)
+    )
+    for row, best in zip(shown, ranked, strict=True):
+        has = "; ".join(map(str, col_ids[seen[[row]].indices]))
+        print(shorten(f"Row {row_ids[row]} has {has}", _WIDTH, placeholder=" ..."))
+        best = best[best >= 0]
+        if not best.size:
+            print("  and so every column: nothing is left to recommend")
+        found = np.isin(best, held_out[[row]].indices)
+        scores = factors[row] @ model.components_[:, best]
+        for column, score, hit in zip(best, scores, found, strict=True):
+            title = shorten(str(col_ids[column]), 50, placeholder=" ...")
+            print(f"  {score:6.3f}  {title:<50}{'  held out' if hit else ''}".rstrip())
+        print()
+
+
+def _say(label, text):
+    print(fill(text, _WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10))
+
+
+@contextmanager
+def _timed(stage, seconds):
+    start = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
