@@ -132,13 +132,17 @@ def test_attributes_of_the_last_sweep(run):
 
 @pytest.mark.parametrize("axis, side", [(0, "row"), (1, "col")])
 def test_projections(run, axis, side):
-    """A scalar weight of the model that a projection weight replaces is 1 in all cases."""
+    """TensorFlow's replaces the scalar weight of its side; ours multiplies observed_weight."""
     tf = vars(run.tf)
+    scalar = tf[f"{side}_w"] if tf[f"{side}_w"].ndim == 0 else 1.0
     model = run.at_sweep(int(tf[f"proj{side}_at_s"]), axis)
     X = matrix(run.tf, run.dtype, f"proj{side}_")
     for kind in ("default", "scalar", "vector"):
-        projected = model.transform(X, axis=axis, weights=tf.get(f"proj{side}_{kind}_w"))
+        weights = tf.get(f"proj{side}_{kind}_w", 1.0) / scalar
+        projected = model.transform(X, axis=axis, weights=weights)
         assert_close(projected, tf[f"proj{side}_{kind}"], TOL)
+    if scalar == 1:
+        assert_close(model.transform(X, axis=axis), tf[f"proj{side}_default"], TOL)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("est_")])

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from textwrap import fill, shorten
+from textwrap import fill
 
 import joblib
 import numpy as np
@@ -98,86 +98,59 @@ def _parser():
     group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
 
     # An option left out is not passed on, so that the defaults are the estimator's own.
-    defaults = inspect.signature(WALS).parameters
+    signature = inspect.signature(WALS).parameters
 
-    def add(group, option, parameter, text, **settings):
-        if defaults[parameter].default not in (None, False):
-            text = f"{text} (default: {defaults[parameter].default})"
-        group.add_argument(option, dest=parameter, default=argparse.SUPPRESS, help=text, **settings)
+    def add(flag, parameter, text, **settings):
+        default = signature[parameter].default
+        if default is not None and default is not False:
+            text = f"{text} (default: {default})"
+        group.add_argument(flag, dest=parameter, default=argparse.SUPPRESS, help=text, **settings)
 
+    integer = {"type": int, "metavar": "N"}
+    real = {"type": float, "metavar": "X"}
     group = parser.add_argument_group("model")
-    add(group, "--components", "n_components", "size of the factors", type=int, metavar="K")
+    add("--components", "n_components", "size of the factors", **integer)
+    add("--unobserved-weight", "unobserved_weight", "weight of every entry, stored or not", **real)
     add(
-        group,
-        "--unobserved-weight",
-        "unobserved_weight",
-        "weight of every entry, stored or not",
-        type=float,
-        metavar="W0",
-    )
-    add(
-        group,
         "--observed-weight",
         "observed_weight",
         "weight that stored entries have on top of that",
-        type=float,
-        metavar="W",
+        **real,
     )
-    for side in ("row", "col"):
+    for side, name in (("row", "row"), ("col", "column")):
         group.add_argument(
             f"--{side}-exponent",
-            type=float,
-            metavar="A",
-            help=f"multiply it by a weight of the {'row' if side == 'row' else 'column'} "
-            "proportional to entries**A; -0.5 is worth trying (default: no such weight)",
+            help=f"multiply it by a weight of the {name} proportional to entries**X; -0.5 is "
+            "worth trying (default: no such weight)",
+            **real,
         )
     add(
-        group,
         "--implicit",
         "implicit",
         "values are confidences, not targets: the target is 1, the value multiplies the weight",
         action="store_true",
     )
+    add("--regularization", "regularization", "strength of the L2 penalty", **real)
     add(
-        group,
-        "--regularization",
-        "regularization",
-        "strength of the L2 penalty",
-        type=float,
-        metavar="R",
-    )
-    add(
-        group,
         "--regularization-exponent",
         "regularization_exponent",
         "power of an item's total weight that its penalty is proportional to: 0 is plain L2, 1 "
         "regularizes in proportion to the data",
-        type=float,
-        metavar="NU",
+        **real,
     )
 
     group = parser.add_argument_group("training")
-    add(group, "--iterations", "max_iter", "iterations at most", type=int, metavar="N")
-    add(
-        group,
-        "--tol",
-        "tol",
-        "stop when an iteration lowers the loss by less than this share",
-        type=float,
-        metavar="T",
-    )
-    add(group, "--solver", "solver", "auto, exact or cg", metavar="NAME")
-    add(group, "--jobs", "n_jobs", "threads (default: as many as allowed)", type=int, metavar="N")
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of start and split (default: %(default)s)"
-    )
+    add("--iterations", "max_iter", "iterations at most", **integer)
+    add("--tol", "tol", "stop when an iteration lowers the loss by less than this share", **real)
+    add("--solver", "solver", "auto, exact or cg", metavar="NAME")
+    add("--jobs", "n_jobs", "threads (default: as many as allowed)", **integer)
+    group.add_argument("--seed", default=0, help="of start and split (default: 0)", **integer)
 
     group = parser.add_argument_group("output")
     group.add_argument(
         "--test-rows",
-        type=int,
-        metavar="N",
         help="number of test rows; 0 trains on all rows (default: a tenth, at most 10000)",
+        **integer,
     )
     group.add_argument(
         "--output", metavar="MODEL", help="save the model with joblib, for instance wals.joblib"
@@ -189,17 +162,9 @@ def _parser():
 
 def _run(arguments):
     """Do what the arguments say, stage by stage."""
-    options = vars(arguments)
-    parameters = {} if arguments.file else dict(_EMBEDDED)
-    parameters |= {name: options[name] for name in WALS().get_params() if name in options}
-    if arguments.col_exponent is not None:
-        parameters["col_weights"] = power_law(arguments.col_exponent)
-    model = WALS(**parameters, random_state=arguments.seed, verbose=0 if arguments.quiet else 2)
     # Whatever can be wrong is found before a long training, not after it.
-    model._validate_params()
-    for name in ("row_exponent", "col_exponent"):
-        if not math.isfinite(options[name] or 0):
-            raise ValueError(f"--{name.replace('_', '-')} must be finite, got {options[name]}")
+    model = _make_model(arguments)
+    row_weights = _power_law(arguments, "row_exponent")
     if (arguments.test_rows or 0) < 0:
         raise ValueError(f"--test-rows must not be negative, got {arguments.test_rows}")
     if arguments.output is not None:
@@ -207,50 +172,36 @@ def _run(arguments):
 
     seconds = {}
     with _timed("read", seconds):
-        data = _read(arguments)
-    n_rows, n_columns = data.X.shape
+        X, row_ids, col_ids = _read(arguments)
+    n_rows, n_columns = X.shape
     _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
-    _say(
-        "",
-        f"{n_rows:,} rows x {n_columns:,} columns, {data.X.nnz:,} entries "
-        f"({data.X.nnz / (n_rows * n_columns):.2%})",
-    )
+    density = X.nnz / (n_rows * n_columns)
+    _say("", f"{n_rows:,} x {n_columns:,} matrix, {X.nnz:,} stored ({density:.2%})")
 
     n_test = min(max(n_rows // 10, 1), 10_000)
     if arguments.test_rows is not None:
         n_test = arguments.test_rows
     with _timed("split", seconds):
-        split = _split(data.X, n_test, np.random.default_rng(arguments.seed))
-    test, train, seen, held_out = split
+        test, train, seen, held_out = _split(X, n_test, np.random.default_rng(arguments.seed))
+    text = "none, every row is trained on"
     if test.size:
-        _say(
-            "Split",
-            f"{train.shape[0]:,} rows to train on, {test.size:,} to test on; {held_out.nnz:,} of "
-            f"the {seen.nnz + held_out.nnz:,} entries of these are held out",
-        )
-    else:
-        _say("Split", f"none: all {n_rows:,} rows to train on")
+        text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
+        text += f"{seen.nnz + held_out.nnz:,} entries of the others held out"
+    _say("Split", text)
 
-    settings = model.get_params(deep=False)
-    del settings["verbose"]
-    row_weights, test_weights = None, None
-    if arguments.row_exponent is not None:
-        settings["row_weights"] = power_law(arguments.row_exponent)
-        counts = np.concatenate([np.diff(train.indptr), np.diff(seen.indptr)])
-        row_weights, test_weights = np.split(settings["row_weights"](counts), [train.shape[0]])
-    _say("Model", ", ".join(f"{name}={value!r}" for name, value in settings.items()))
-
+    settings = model.get_params(deep=False) | {"row_weights": row_weights, "verbose": None}
+    settings = [f"{k}={v!r}" for k, v in settings.items() if v is not None and v is not False]
+    _say("Model", ", ".join(settings))
     print()
-    with _timed("train", seconds), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.fit(train, row_weights=row_weights)
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        _say("Note", message)
-    _say(
-        "Trained",
-        f"{model.n_iter_} iterations in {seconds['train']:.2f} s: loss {model.loss_:.6e}, RWSE "
-        f"{model.rwse_:.6f}",
-    )
+    test_weights = None
+    if row_weights is not None:
+        counts = np.concatenate([np.diff(train.indptr), np.diff(seen.indptr)])
+        row_weights, test_weights = np.split(row_weights(counts), [train.shape[0]])
+    _train(model, train, row_weights, seconds)
+    if arguments.output is not None:
+        with _timed("save", seconds):
+            joblib.dump(model.set_params(verbose=0), arguments.output)
+        _say("Saved", f"{arguments.output}, {os.path.getsize(arguments.output) / 1e6:,.1f} MB")
     print()
 
     if test.size:
@@ -258,21 +209,40 @@ def _run(arguments):
             factors = model.transform(seen, weights=test_weights)
         _evaluate(model, factors, seen, held_out, train, seconds)
     else:
-        print("Quality not measured: there is no test row. It takes two rows with entries, one of")
-        print("them with two entries or more, and --test-rows other than 0.")
+        _say(
+            "Quality",
+            "not measured, for want of a test row: it takes two rows with entries, one of them "
+            "with two or more, and --test-rows other than 0",
+        )
         test, seen, factors = np.arange(n_rows), train, model.row_factors_
         held_out = csr_array(train.shape, dtype=train.dtype)
     print()
-    _show(model, factors, seen, held_out, data.row_ids[test], data.col_ids)
-
-    if arguments.output is not None:
-        with _timed("save", seconds):
-            joblib.dump(model.set_params(verbose=0), arguments.output)
-        _say("Saved", f"{arguments.output} ({os.path.getsize(arguments.output) / 1e6:,.1f} MB)")
-        print()
+    _show(model, factors, seen, held_out, row_ids[test], col_ids)
     seconds["total"] = sum(seconds.values())
     for place, (stage, duration) in enumerate(seconds.items()):
         _say("" if place else "Time", f"{stage:<10}{duration:9.2f} s")
+
+
+def _make_model(arguments):
+    options = vars(arguments)
+    parameters = {} if arguments.file else dict(_EMBEDDED)
+    parameters |= {name: options[name] for name in WALS().get_params() if name in options}
+    parameters["col_weights"] = _power_law(arguments, "col_exponent")
+    parameters["random_state"] = arguments.seed
+    parameters["verbose"] = 0 if arguments.quiet else 2
+    model = WALS(**parameters)
+    model._validate_params()
+    return model
+
+
+def _power_law(arguments, name):
+    """Return the weights of an option, None if it was left out."""
+    exponent = getattr(arguments, name)
+    if exponent is None:
+        return None
+    if not math.isfinite(exponent):
+        raise ValueError(f"--{name.replace('_', '-')} must be finite, got {exponent}")
+    return power_law(exponent)
 
 
 def _check_writable(path):
@@ -325,6 +295,19 @@ def _split(X, n_test, rng):
     return test, train, seen, held_out
 
 
+def _train(model, X, row_weights, seconds):
+    with _timed("train", seconds), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X, row_weights=row_weights)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        _say("Note", message)
+    _say(
+        "Trained",
+        f"loss {model.loss_:.6e}, RWSE {model.rwse_:.6f} after iteration {model.n_iter_}, "
+        f"{seconds['train']:.2f} s",
+    )
+
+
 def _evaluate(model, factors, seen, held_out, train, seconds):
     """Print how well model and popularity find the held-out entries."""
     k = min(_K, train.shape[1])
@@ -368,20 +351,26 @@ def _show(model, factors, seen, held_out, row_ids, col_ids):
     )
     for row, best in zip(shown, ranked, strict=True):
         has = "; ".join(map(str, col_ids[seen[[row]].indices]))
-        print(shorten(f"Row {row_ids[row]} has {has}", _WIDTH, placeholder=" ..."))
+        print(_clip(f"Row {row_ids[row]} has {has}", _WIDTH))
         best = best[best >= 0]
         if not best.size:
             print("  and so every column: nothing is left to recommend")
         found = np.isin(best, held_out[[row]].indices)
         scores = factors[row] @ model.components_[:, best]
         for column, score, hit in zip(best, scores, found, strict=True):
-            title = shorten(str(col_ids[column]), 50, placeholder=" ...")
+            title = _clip(str(col_ids[column]), 50)
             print(f"  {score:6.3f}  {title:<50}{'  held out' if hit else ''}".rstrip())
         print()
 
 
+def _clip(text, width):
+    return text if len(text) <= width else f"{text[: width - 4].rstrip()} ..."
+
+
 def _say(label, text):
-    print(fill(text, _WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10))
+    """Print a text after its label, wrapped beside it; paths and numbers stay whole."""
+    indent = {"initial_indent": f"{label:<10}", "subsequent_indent": " " * 10}
+    print(fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False, **indent))
 
 
 @contextmanager

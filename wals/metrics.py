@@ -116,8 +116,9 @@ def ndcg_at_k(truth, ranked, k, *, average=True):
     hits, n_relevant = _find_hits(truth, ranked, k)
     discounts = 1 / np.log2(np.arange(2, k + 2))
     ideal = np.concatenate([[0], np.cumsum(discounts)])[np.minimum(n_relevant, k)]
-    # The two sums may round differently; a perfect ranking is to be exactly 1.
-    return _ratio(np.minimum(hits @ discounts, ideal), ideal, average)
+    # Both are running sums, so that a perfect ranking is exactly 1 and none exceeds it.
+    gain = np.cumsum(hits * discounts, axis=1)[:, -1]
+    return _ratio(gain, ideal, average)
 
 
 def _find_hits(truth, ranked, k):

@@ -1,0 +1,69 @@
+"""Threads, forks and pools, under each of Numba's threading layers, each in a fresh process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import threadpoolctl
+from numpy.testing import assert_array_equal
+
+from wals._parallel import make_shards, parallel_section
+
+SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "n_jobs",
+        "threads",
+        "fork",
+        "fork_during_fit",
+        "fork_before_fit",
+        "loky_backend",
+        "multiprocessing_backend",
+        "threading_backend",
+        "pool",
+    ],
+)
+def test_scenario(layer, scenario):
+    # More threads than this machine may have: three of them show an odd partition.
+    env = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "3"}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", SCENARIOS, scenario],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_section_restores_threads_on_error():
+    def state():
+        blas = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+        return numba.get_num_threads(), [lib["num_threads"] for lib in blas]
+
+    before = state()
+    with pytest.raises(KeyboardInterrupt), parallel_section(1):
+        assert state() == (1, [1] * len(before[1]))
+        raise KeyboardInterrupt
+    assert state() == before
+
+
+@pytest.mark.parametrize("n", [1, 2, 47, 48, 49, 1000])
+def test_shards_cover_all_items_at_about_equal_cost(n):
+    costs = np.random.default_rng(n).pareto(1.5, n) + 1
+    shards = make_shards(costs)
+    assert_array_equal(np.sort(np.concatenate([np.arange(a, b) for a, b in shards])), np.arange(n))
+    cost = np.array([costs[a:b].sum() for a, b in shards])
+    assert cost.max() <= costs.sum() / len(shards) + costs.max()
+
+
+def test_no_items_no_shards():
+    assert make_shards(np.zeros(0)).shape == (0, 2)
