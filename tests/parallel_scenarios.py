@@ -31,7 +31,9 @@ def make(n_jobs=None):
 
 
 def blas_threads():
-    return [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
+    return [
+        lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"
+    ]
 
 
 def digest(model):

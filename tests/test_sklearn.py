@@ -151,8 +151,12 @@ def test_containers(X, model, kind):
     model.fit(kind(X))
     assert_array_equal(model.components_, expected.components_)
     assert_array_equal(model.transform(kind(X)), expected.transform(X))
-    assert_array_equal(model.transform(kind(X[:, :3]), axis=1), expected.transform(X[:, :3], axis=1))
-    assert_array_equal(model.inverse_transform(model.row_factors_, pattern=kind(X)).indices, X.indices)
+    assert_array_equal(
+        model.transform(kind(X[:, :3]), axis=1), expected.transform(X[:, :3], axis=1)
+    )
+    assert_array_equal(
+        model.inverse_transform(model.row_factors_, pattern=kind(X)).indices, X.indices
+    )
 
 
 def test_dense_stores_its_non_zeros(X, model):

@@ -18,22 +18,20 @@ break down before max_j e_j / w0 nears the reciprocal of that precision, and con
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
-#: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their meaning.
-_FASTMATH = {"reassoc", "contract", "nsz"}
-_jit = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
-#: For functions with one caller: fewer modules for LLVM to optimise one inside the other.
-_jit_inline = njit(
-    cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, inline="always"
+from ._linalg import (
+    add_combination,
+    add_gram,
+    add_normal_product,
+    cholesky,
+    cholesky_solve,
+    copy_rows,
+    dot,
+    jit,
+    jit_inline,
+    jit_parallel,
 )
-_jit_parallel = njit(
-    cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, parallel=True
-)
-
-#: Numba lets negative indices wrap around, unless their type rules them out: loops that do not start at a
-#: literal 0 vectorise only with an unsigned index.
-_uint = np.uint64
 
 #: Stored entries of one item that are gathered at once: P of a light item is read from memory once.
 CHUNK = 512
@@ -93,166 +91,10 @@ class _Work(NamedTuple):
     v: np.ndarray  # (k,) T
 
 
-# --------------------------------------------------------------------------- dense building blocks
-
-
-@_jit
-def _add_outer(A, first, n, R, top, c0, c1, c2, c3):
-    """Add sum_t c_t r_t r_t^T to the upper triangle of A[first:n, first:n]; r_t = R[top + t], t < 4.
-
-    Four rows of A at a time, so that the four vectors are loaded once for all of them. Also writes below the
-    diagonal, inside blocks of 4 x 4.
-    """
-    n, one = _uint(n), _uint(1)
-    t0, t1, t2, t3 = _uint(top), _uint(top + 1), _uint(top + 2), _uint(top + 3)
-    i0 = _uint(first)
-    while i0 + _uint(4) <= n:
-        i1, i2, i3 = i0 + one, i0 + _uint(2), i0 + _uint(3)
-        a0, a1, a2, a3 = c0 * R[t0, i0], c0 * R[t0, i1], c0 * R[t0, i2], c0 * R[t0, i3]
-        b0, b1, b2, b3 = c1 * R[t1, i0], c1 * R[t1, i1], c1 * R[t1, i2], c1 * R[t1, i3]
-        d0, d1, d2, d3 = c2 * R[t2, i0], c2 * R[t2, i1], c2 * R[t2, i2], c2 * R[t2, i3]
-        e0, e1, e2, e3 = c3 * R[t3, i0], c3 * R[t3, i1], c3 * R[t3, i2], c3 * R[t3, i3]
-        for j in range(i0, n):
-            v0, v1, v2, v3 = R[t0, j], R[t1, j], R[t2, j], R[t3, j]
-            A[i0, j] += a0 * v0 + b0 * v1 + d0 * v2 + e0 * v3
-            A[i1, j] += a1 * v0 + b1 * v1 + d1 * v2 + e1 * v3
-            A[i2, j] += a2 * v0 + b2 * v1 + d2 * v2 + e2 * v3
-            A[i3, j] += a3 * v0 + b3 * v1 + d3 * v2 + e3 * v3
-        i0 = i0 + _uint(4)
-    while i0 < n:
-        a0, b0, d0, e0 = c0 * R[t0, i0], c1 * R[t1, i0], c2 * R[t2, i0], c3 * R[t3, i0]
-        for j in range(i0, n):
-            A[i0, j] += a0 * R[t0, j] + b0 * R[t1, j] + d0 * R[t2, j] + e0 * R[t3, j]
-        i0 = i0 + one
-
-
-@_jit
-def _add_gram(A, n, R, count, coef):
-    """Add sum_t coef_t r_t r_t^T to the upper triangle of A[:n, :n], t < count."""
-    t = 0
-    while t + 4 <= count:
-        _add_outer(A, 0, n, R, t, coef[t], coef[t + 1], coef[t + 2], coef[t + 3])
-        t += 4
-    while t < count:
-        for i in range(n):
-            c = coef[t] * R[t, i]
-            for j in range(_uint(i), _uint(n)):
-                A[i, j] += c * R[t, j]
-        t += 1
-
-
-@_jit
-def _cholesky(A, n):
-    """Factorise A[:n, :n] = U^T U in its upper triangle, four rows at a time; False if a pivot vanishes."""
-    one = A.dtype.type(1)
-    floor = A.dtype.type(0)
-    for i in range(n):
-        floor = max(floor, A[i, i])
-    floor *= A.dtype.type(n) * np.finfo(A.dtype).eps
-    for top in range(0, n, 4):
-        bottom = min(top + 4, n)
-        for i in range(top, bottom):
-            for t in range(top, i):
-                c = A[t, i]
-                for j in range(_uint(i), _uint(n)):
-                    A[i, j] -= c * A[t, j]
-            if not A[i, i] > floor:
-                return False
-            inverse = one / np.sqrt(A[i, i])
-            for j in range(_uint(i), _uint(n)):
-                A[i, j] *= inverse
-        if bottom < n:
-            _add_outer(A, bottom, n, A, top, -one, -one, -one, -one)
-    return True
-
-
-@_jit
-def _cholesky_solve(U, n, b):
-    """Overwrite b with the solution of U^T U x = b."""
-    for i in range(n):
-        b[i] /= U[i, i]
-        c = b[i]
-        for j in range(_uint(i + 1), _uint(n)):
-            b[j] -= c * U[i, j]
-    for i in range(n - 1, -1, -1):
-        c = b[i]
-        for j in range(_uint(i + 1), _uint(n)):
-            c -= U[i, j] * b[j]
-        b[i] = c / U[i, i]
-
-
-@_jit
-def _add_combination(R, count, coef, out, buffer):
-    """Add sum_t coef_t r_t to out (float64), summed in the precision of R within the chunk."""
-    k = R.shape[1]
-    for c in range(k):
-        buffer[c] = 0
-    t = 0
-    while t + 4 <= count:
-        c0, c1, c2, c3 = coef[t], coef[t + 1], coef[t + 2], coef[t + 3]
-        for c in range(k):
-            buffer[c] += c0 * R[t, c] + c1 * R[t + 1, c] + c2 * R[t + 2, c] + c3 * R[t + 3, c]
-        t += 4
-    while t < count:
-        c0 = coef[t]
-        for c in range(k):
-            buffer[c] += c0 * R[t, c]
-        t += 1
-    for c in range(k):
-        out[c] += buffer[c]
-
-
-@_jit
-def _add_normal_product(R, count, extra, p, q):
-    """Add P^T E P p to q in one pass over P: t = p_j.p, q += e_j t p_j, four rows at a time."""
-    k = R.shape[1]
-    T = R.dtype.type
-    j = 0
-    while j + 4 <= count:
-        t0 = t1 = t2 = t3 = T(0)
-        for c in range(k):
-            t0 += R[j, c] * p[c]
-            t1 += R[j + 1, c] * p[c]
-            t2 += R[j + 2, c] * p[c]
-            t3 += R[j + 3, c] * p[c]
-        t0 *= T(extra[j])
-        t1 *= T(extra[j + 1])
-        t2 *= T(extra[j + 2])
-        t3 *= T(extra[j + 3])
-        for c in range(k):
-            q[c] += t0 * R[j, c] + t1 * R[j + 1, c] + t2 * R[j + 2, c] + t3 * R[j + 3, c]
-        j += 4
-    while j < count:
-        t0 = T(0)
-        for c in range(k):
-            t0 += R[j, c] * p[c]
-        t0 *= T(extra[j])
-        for c in range(k):
-            q[c] += t0 * R[j, c]
-        j += 1
-
-
-@_jit
-def _dot(a, b):
-    """Return a.b, in float64."""
-    total = 0.0
-    for c in range(a.size):
-        total += np.float64(a[c]) * np.float64(b[c])
-    return total
-
-
-@_jit
-def _copy_rows(source, i, target, j, count):
-    """Copy `count` rows from row i of one matrix to row j of another, of maybe another precision."""
-    for t in range(count):
-        for c in range(source.shape[1]):
-            target[j + t, c] = source[i + t, c]
-
-
 # ------------------------------------------------------------------------------------- one item
 
 
-@_jit
+@jit
 def _gather(items, fixed, i, start, stop, work):
     """Gather p_j, e_j and a_j of the stored entries start:stop of item i."""
     scale, rows = work.scale, work.rows
@@ -270,7 +112,7 @@ def _gather(items, fixed, i, start, stop, work):
             rows[t - start, c] = scale[c] * fixed.factors[j, c]
 
 
-@_jit_inline
+@jit_inline
 def _residual(items, fixed, i, start, stop, base, work):
     """Set r = P^T (g - E P x) - base x and return the objective at x.
 
@@ -279,7 +121,7 @@ def _residual(items, fixed, i, start, stop, base, work):
         L_i(x) = sum_S [(w0 + e_j)(a_j - p_j.x)^2 - w0 (p_j.x)^2] + base x.x.
     """
     w0, rows, x, r = fixed.unobserved_weight, work.rows, work.x, work.r
-    objective = base * _dot(x, x)
+    objective = base * dot(x, x)
     for c in range(r.size):
         r[c] = -base * x[c]
     for top in range(start, stop, CHUNK):
@@ -287,15 +129,15 @@ def _residual(items, fixed, i, start, stop, base, work):
         if stop - start > CHUNK:
             _gather(items, fixed, i, top, top + count, work)
         for t in range(count):
-            px = _dot(rows[t], x)
+            px = dot(rows[t], x)
             e, a = work.extra[t], work.target[t]
             objective += (w0 + e) * (a - px) ** 2 - w0 * px**2
             work.coef[t] = (w0 + e) * a - e * px
-        _add_combination(rows, count, work.coef, r, work.q)
+        add_combination(rows, count, work.coef, r, work.q)
     return objective
 
 
-@_jit_inline
+@jit_inline
 def _factorise_primal(items, fixed, i, start, stop, base, work):
     """Factorise base I + P^T E P and set x = (base I + P^T E P)^-1 P^T g; False if it is singular."""
     system, coef, x, p = work.system, work.coef, work.x, work.p
@@ -311,21 +153,21 @@ def _factorise_primal(items, fixed, i, start, stop, base, work):
             _gather(items, fixed, i, top, top + count, work)
         for t in range(count):
             coef[t] = (w0 + work.extra[t]) * work.target[t]
-        _add_combination(work.rows, count, coef, x, work.q)
+        add_combination(work.rows, count, coef, x, work.q)
         for t in range(count):
             coef[t] = work.extra[t]
-        _add_gram(system, k, work.rows, count, coef)
-    if not _cholesky(system, k):
+        add_gram(system, k, work.rows, count, coef)
+    if not cholesky(system, k):
         return False
     for c in range(k):
         p[c] = x[c]
-    _cholesky_solve(system, k, p)
+    cholesky_solve(system, k, p)
     for c in range(k):
         x[c] = p[c]
     return True
 
 
-@_jit_inline
+@jit_inline
 def _factorise_dual(fixed, count, work):
     """Factorise I + F P P^T F, F = E^1/2, and set x = P^T F y with (I + F P P^T F) y = F^-1 g.
 
@@ -341,10 +183,10 @@ def _factorise_dual(fixed, count, work):
         for u in range(count):
             system[t, u] = 0
         system[t, t] = 1
-    _add_gram(system, count, transposed, k, work.ones)
-    if not _cholesky(system, count):
+    add_gram(system, count, transposed, k, work.ones)
+    if not cholesky(system, count):
         return False
-    _cholesky_solve(system, count, coef)
+    cholesky_solve(system, count, coef)
     for c in range(k):
         total = 0.0
         for t in range(count):
@@ -353,7 +195,7 @@ def _factorise_dual(fixed, count, work):
     return True
 
 
-@_jit_inline
+@jit_inline
 def _solve_dual(count, work):
     """Set p = (I + P^T E P)^-1 r = r - P^T F (I + F P P^T F)^-1 F P r (Woodbury)."""
     transposed, coef, p = work.transposed, work.coef, work.p
@@ -363,7 +205,7 @@ def _solve_dual(count, work):
         p[c] = work.r[c]
         for t in range(count):
             coef[t] += transposed[c, t] * p[c]
-    _cholesky_solve(work.system, count, coef)
+    cholesky_solve(work.system, count, coef)
     for c in range(p.size):
         total = p[c]
         for t in range(count):
@@ -371,7 +213,7 @@ def _solve_dual(count, work):
         p[c] = total
 
 
-@_jit
+@jit
 def _solve_exact(items, fixed, i, start, stop, base, dual, work):
     """Solve by Cholesky and iterative refinement, the residual in higher precision than the factor.
 
@@ -383,7 +225,7 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
             return np.nan
     elif not _factorise_primal(items, fixed, i, start, stop, base, work):
         return np.nan
-    enough = (8 * np.finfo(p.dtype).eps) ** 2
+    enough = (np.finfo(p.dtype).eps / 4) ** 2
     for _ in range(4):
         objective = _residual(items, fixed, i, start, stop, base, work)
         if dual:
@@ -391,20 +233,20 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
         else:
             for c in range(x.size):
                 p[c] = r[c]
-            _cholesky_solve(work.system, x.size, p)
-        size, step = _dot(x, x), _dot(p, p)
+            cholesky_solve(work.system, x.size, p)
+        size, step = dot(x, x), dot(p, p)
         if not step <= size / 4:
             return objective if step == 0 else np.nan
         for c in range(x.size):
             objective -= r[c] * p[c]
             x[c] += p[c]
-        # What is left is smaller than this step as the step is smaller than x.
+        # The error that is left is smaller than this step as the step is smaller than x.
         if step * step <= enough * size * size:
             return objective
     return np.nan
 
 
-@_jit
+@jit
 def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
     """Take conjugate gradient steps on (I + P^T E P) x = b from the given x, until |r| <= tol |b|."""
     w0, x, b, r, p, q, v = fixed.unobserved_weight, work.x, work.b, work.r, work.p, work.q, work.v
@@ -420,14 +262,14 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
             g = (w0 + work.extra[t]) * work.target[t]
             work.coef[t] = g
             constant += g * work.target[t]
-        _add_combination(work.rows, count, work.coef, b, q)
+        add_combination(work.rows, count, work.coef, b, q)
         if warm:
-            _add_normal_product(work.rows, count, work.extra, p, v)
+            add_normal_product(work.rows, count, work.extra, p, v)
     for c in range(k):
         r[c] = b[c] - x[c] - v[c]
         p[c] = r[c]
-    rr = _dot(r, r)
-    enough = tol**2 * _dot(b, b)
+    rr = dot(r, r)
+    enough = tol**2 * dot(b, b)
     for _ in range(max_steps):
         if rr <= enough:
             break
@@ -437,19 +279,19 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
             count = min(CHUNK, stop - top)
             if stop - start > CHUNK:
                 _gather(items, fixed, i, top, top + count, work)
-            _add_normal_product(work.rows, count, work.extra, p, q)
-        alpha = rr / _dot(p, q)
+            add_normal_product(work.rows, count, work.extra, p, q)
+        alpha = rr / dot(p, q)
         for c in range(k):
             x[c] += alpha * p[c]
             r[c] -= alpha * q[c]
-        previous, rr = rr, _dot(r, r)
+        previous, rr = rr, dot(r, r)
         for c in range(k):
             p[c] = r[c] + rr / previous * p[c]
     # L_i(x) = sum_S (w0 + e_j) a_j^2 - x.(b + r)
-    return constant - _dot(x, b) - _dot(x, r)
+    return constant - dot(x, b) - dot(x, r)
 
 
-@_jit_inline
+@jit_inline
 def _solve_item(items, fixed, i, plan, warm, x, work):
     """Solve item i; x is its factor in the eigenbasis, before (if warm) and after.
 
@@ -497,7 +339,7 @@ def _solve_item(items, fixed, i, plan, warm, x, work):
 # no result depends on which thread took which shard.
 
 
-@_jit
+@jit
 def solve_shard(first, last, items, fixed, plan, warm, x, objectives, squares, singular):
     """Solve the items first:last in place; set their objectives (NaN: not solved) and squared norms."""
     k, T = x.shape[1], x.dtype
@@ -520,14 +362,14 @@ def solve_shard(first, last, items, fixed, plan, warm, x, objectives, squares, s
     for i in range(first, last):
         if items.indptr[i] < items.indptr[i + 1]:
             objectives[i], singular[i] = _solve_item(items, fixed, i, plan, warm, x[i], work)
-            squares[i] = _dot(x[i], x[i])
+            squares[i] = dot(x[i], x[i])
         else:
             objectives[i], singular[i], squares[i] = 0, False, 0
             for c in range(k):
                 x[i, c] = 0
 
 
-@_jit_parallel
+@jit_parallel
 def solve(shards, items, fixed, plan, warm, x, objectives, squares, singular):
     """Solve all items; see `solve_shard`."""
     for s in prange(shards.shape[0]):
@@ -545,7 +387,7 @@ def solve(shards, items, fixed, plan, warm, x, objectives, squares, singular):
         )
 
 
-@_jit
+@jit
 def gram_shard(first, last, part_size, V, parts):
     """Set parts[p] = V_p^T V_p for the rows of the parts first:last, in float64."""
     k = V.shape[1]
@@ -557,55 +399,55 @@ def gram_shard(first, last, part_size, V, parts):
         stop = min((p + 1) * part_size, V.shape[0])
         for top in range(p * part_size, stop, _BLOCK):
             count = min(_BLOCK, stop - top)
-            _copy_rows(V, top, block, 0, count)
+            copy_rows(V, top, block, 0, count)
             np.dot(block[:count].T, block[:count], product)
             for c in range(k):
                 for d in range(k):
                     parts[p, c, d] += product[c, d]
 
 
-@_jit_parallel
+@jit_parallel
 def gram(shards, part_size, V, parts):
     """Compute the partial Gramians of all parts; see `gram_shard`."""
     for s in prange(shards.shape[0]):
         gram_shard(shards[s, 0], shards[s, 1], part_size, V, parts)
 
 
-@_jit
+@jit
 def rotate_shard(first, last, X, Q, out):
     """Set out[i] = X[i] Q for first <= i < last, in float64; out may be X."""
     k = X.shape[1]
     block, product = np.empty((_BLOCK, k)), np.empty((_BLOCK, k))
     for top in range(first, last, _BLOCK):
         count = min(_BLOCK, last - top)
-        _copy_rows(X, top, block, 0, count)
+        copy_rows(X, top, block, 0, count)
         np.dot(block[:count], Q, product[:count])
-        _copy_rows(product, 0, out, top, count)
+        copy_rows(product, 0, out, top, count)
 
 
-@_jit_parallel
+@jit_parallel
 def rotate(shards, X, Q, out):
     """Rotate all rows; see `rotate_shard`."""
     for s in prange(shards.shape[0]):
         rotate_shard(shards[s, 0], shards[s, 1], X, Q, out)
 
 
-@_jit
+@jit
 def sampled_product_shard(first, last, indices, indptr, U, V, out):
     """Set out[t] = u_i.v_j for the stored positions (i, j) of the rows first:last."""
     for i in range(first, last):
         for t in range(indptr[i], indptr[i + 1]):
-            out[t] = _dot(U[i], V[indices[t]])
+            out[t] = dot(U[i], V[indices[t]])
 
 
-@_jit_parallel
+@jit_parallel
 def sampled_product(shards, indices, indptr, U, V, out):
     """Compute (U V^T) at all stored positions; see `sampled_product_shard`."""
     for s in prange(shards.shape[0]):
         sampled_product_shard(shards[s, 0], shards[s, 1], indices, indptr, U, V, out)
 
 
-@_jit
+@jit
 def extra_weights_shard(first, last, items, other_weights, out):
     """Set out[i] = sum_S e_j for the items first:last."""
     for i in range(first, last):
@@ -620,7 +462,7 @@ def extra_weights_shard(first, last, items, other_weights, out):
         out[i] = items.weights[i] * total
 
 
-@_jit_parallel
+@jit_parallel
 def extra_weights(shards, items, other_weights, out):
     """Sum the extra weights of all items; see `extra_weights_shard`."""
     for s in prange(shards.shape[0]):

@@ -106,9 +106,7 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
     mass = np.empty(n)
     shards = make_shards(np.diff(X.indptr) + 1.0)
     with parallel_section(n_threads) as run:
-        run(
-            kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass
-        )
+        run(kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass)
     mass += objective.unobserved_weight * m
     items = items._replace(ridge=_constant(objective.ridge(mass)))
     return Side(items, weights, other_weights, mass, *make_plan(X.indptr, k, solver))
@@ -183,7 +181,9 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
         else:
             # All that the items share is then the ridge, which is diagonal in any basis.
             spectrum, basis = np.zeros(k), fixed
-        shared = kernels.Fixed(_constant(basis), _constant(spectrum.clip(0)), side.other_weights, w0)
+        shared = kernels.Fixed(
+            _constant(basis), _constant(spectrum.clip(0)), side.other_weights, w0
+        )
         run(
             kernels.solve,
             kernels.solve_shard,
@@ -209,7 +209,8 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
 def _solve_least_norm(items, fixed, i):
     """Solve one item, singular to working precision, in float64 by a singular value decomposition.
 
-    The system is M^T M u = b with M = [D^1/2; E^1/2 B], b = B^T g and the rows of the fixed factors in B.
+    Its minimiser is that of |M u - c|^2 with M = [D^1/2; E^1/2 B] and c = [0; E^-1/2 g], in the notation of
+    `_kernels` and with the rows of the fixed factors in B.
 
     Returns
     -------
@@ -228,13 +229,16 @@ def _solve_least_norm(items, fixed, i):
         e, a = e * np.abs(a), (a > 0).astype(np.float64)
     B, w0 = fixed.factors[j].astype(np.float64), fixed.unobserved_weight
     D = fixed.spectrum + items.ridge[i]
-    M = np.concatenate([np.diag(np.sqrt(D))[D > 0], np.sqrt(e)[:, None] * B])
-    _, sigma, Vt = np.linalg.svd(M, full_matrices=False)
-    kept = sigma > max(M.shape) * np.finfo(np.float64).eps * sigma[0]
-    u = Vt[kept].T @ ((Vt[kept] @ (B.T @ ((w0 + e) * a))) / sigma[kept] ** 2)
+    # As in the dual: an e_j of 0 is as good as 0 and keeps E^-1/2 finite.
+    F = np.sqrt(np.maximum(e, 1e-20 * w0))
+    M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])
+    c = np.concatenate(
+        [np.zeros(len(D)), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)]
+    )
+    u, _, rank, _ = np.linalg.lstsq(M, c, rcond=None)
     p = B @ u
     objective = np.sum((w0 + e) * (a - p) ** 2 - w0 * p**2) + D @ u**2
-    return u, objective, np.count_nonzero(kept) < len(D)
+    return u, objective, rank < len(D)
 
 
 def _rotate(X, Q, out, run):

@@ -16,12 +16,13 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils._set_output import _get_output_config
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._parallel import effective_n_threads
-from ._sweep import Objective, make_plan, make_side, sampled_product, sweep
+from ._sweep import Objective, make_side, sampled_product, sweep
+from ._validation import as_csr, check_axis, check_entry_weights, check_indices, check_weights
 
 _DTYPES = [np.float64, np.float32]
 
@@ -316,17 +317,15 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         U : ndarray of shape (n_samples, n_components)
             A copy of `row_factors_`.
         """
-        return self.fit(
-            X, row_weights=row_weights, entry_weights=entry_weights
-        ).row_factors_.copy()
+        return self.fit(X, row_weights=row_weights, entry_weights=entry_weights).row_factors_.copy()
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, row_weights, entry_weights):
         X = validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C")
-        X = _as_csr(X)
+        X = as_csr(X)
         objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
-        R = _check_weights(row_weights, X.shape[0], "row_weights")
-        E = None if entry_weights is None else _check_entry_weights(entry_weights, X)
+        R = check_weights(row_weights, X.shape[0], "row_weights")
+        E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         Xt = X.T.tocsr()
         Et = None if E is None else sp.csr_array((E, X.indices, X.indptr), X.shape).T.tocsr().data
         C = self._check_col_weights(X)
@@ -351,8 +350,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rows = rows.replan(self.n_components, "exact")
         progress.add("rows", sweep(rows, U, V, objective, n_threads=n_threads), n_iter)
 
-        for name, n in zip(_NAMES, X.shape, strict=True):
-            _warn_singular(progress.n_singular[name], n, name)
+        _warn_singular(progress.n_singular.values(), X.shape)
         if not converged:
             warnings.warn(
                 f"tol={self.tol} was not reached in {n_iter} iterations: increase max_iter or tol.",
@@ -402,24 +400,23 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X, indices, axis, weights):
-        _check_axis(axis)
+        check_axis(axis)
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
         X = self._check_items(X, axis)
         known = len(self._factors(axis))
-        indices = _check_indices(indices, X.shape[0], known, axis)
+        indices = check_indices(indices, X.shape[0], known, axis)
         if weights is None:
             weights = np.ones(X.shape[0])
             old = indices < known
             weights[old] = self._weights(axis)[indices[old]]
-        factors, side, swept = self._project(X, axis, weights)
+        factors, side, _ = self._project(X, axis, weights)
         self._grow(axis, indices.max(initial=-1) + 1)
         self._factors(axis)[indices] = factors
         self._weights(axis)[indices] = side.weights
         self._mass(axis)[indices] = side.mass
         for name in ("loss_", "rwse_", "loss_curve_"):
             vars(self).pop(name, None)
-        _warn_singular(swept.n_singular, X.shape[0], _NAMES[axis])
 
     def _begin(self, X, axis):
         """Initialise the model without rows."""
@@ -427,7 +424,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             raise ValueError(
                 "The model has no rows yet: call partial_fit with rows (axis=0) before columns (axis=1)."
             )
-        X = _as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
+        X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
         self.col_weights_ = self._check_col_weights(X)
         self.row_weights_ = np.empty(0)
         self.row_factors_, V, _ = self._start(0, X.shape[1], X.dtype)
@@ -458,10 +455,9 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             The exact minimisers; for the rows of `fit`, with their weights, `row_factors_`.
         """
         check_is_fitted(self)
-        _check_axis(axis)
+        check_axis(axis)
         items = self._check_items(X, axis)
-        factors, _, swept = self._project(items, axis, weights)
-        _warn_singular(swept.n_singular, items.shape[0], _NAMES[axis])
+        factors, _, _ = self._project(items, axis, weights)
         if axis == 1 and hasattr(X, "iloc"):
             # set_output would index the factors of the columns by the rows of X.
             if _get_output_config("transform", self)["dense"] == "pandas":
@@ -538,7 +534,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             - "sum_weights": the sum of their weights over all entries.
         """
         check_is_fitted(self)
-        _check_axis(axis)
+        check_axis(axis)
         X = self._check_items(X, axis)
         _, side, swept = self._project(X, axis, weights)
         data_loss = max(swept.loss - swept.penalty, 0.0)
@@ -586,15 +582,15 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _check_col_weights(self, X):
         if callable(self.col_weights):
             counts = np.bincount(X.indices, minlength=X.shape[1])
-            return _check_weights(self.col_weights(counts), X.shape[1], "col_weights")
-        return _check_weights(self.col_weights, X.shape[1], "col_weights")
+            return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
+        return check_weights(self.col_weights, X.shape[1], "col_weights")
 
     def _check_items(self, X, axis):
         """Return the rows, or columns, to solve as the rows of a CSR matrix in the precision of the model."""
         options = {"accept_sparse": "csr", "dtype": self.components_.dtype, "order": "C"}
         if axis == 0:
-            return _as_csr(validate_data(self, X, reset=False, **options))
-        X = _as_csr(check_array(X, **options))
+            return as_csr(validate_data(self, X, reset=False, **options))
+        X = as_csr(check_array(X, **options))
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with axis=1, X holds "
@@ -605,13 +601,16 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def _project(self, X, axis, weights):
         """Solve the rows of X exactly; return their factors, the side and what the sweep told."""
         objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
-        weights = _check_weights(weights, X.shape[0], "weights")
+        weights = check_weights(weights, X.shape[0], "weights")
         fixed = self._factors(1 - axis)
         factors = np.zeros((X.shape[0], fixed.shape[1]), dtype=X.dtype)
         side = make_side(
             X, weights, self._weights(1 - axis), None, objective, fixed.shape[1], "exact", n_threads
         )
-        return factors, side, sweep(side, factors, fixed, objective, n_threads=n_threads)
+        swept = sweep(side, factors, fixed, objective, n_threads=n_threads)
+        n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
+        _warn_singular(n_singular, (X.shape[0],) * 2)
+        return factors, side, swept
 
     def _factors(self, axis):
         return self.row_factors_ if axis == 0 else self.col_factors_
@@ -642,6 +641,9 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 self.n_features_in_ = len(factors)
                 if missing:
                     vars(self).pop("feature_names_in_", None)
+
+
+_NAMES = ("rows", "columns")
 
 
 class _Progress:
@@ -675,9 +677,6 @@ class _Progress:
         return (before - now) / before if before > 0 else 0.0
 
 
-_NAMES = ("rows", "columns")
-
-
 @contextmanager
 def _unchanged_on_error(estimator):
     """Give the estimator its attributes back if the block raises, KeyboardInterrupt included."""
@@ -694,78 +693,16 @@ def _rwse(data_loss, sum_weights):
     return float(np.sqrt(max(data_loss, 0.0) / sum_weights)) if sum_weights > 0 else 0.0
 
 
-def _as_csr(X):
-    """Return validated X as CSR in canonical format; a new object, on the same arrays where they allow it."""
-    X = sp.csr_array(X)
-    X.check_format(full_check=True)
-    if not X.has_canonical_format:
-        X = X.copy()
-        X.sum_duplicates()
-    return X
-
-
-def _check_axis(axis):
-    if axis not in (0, 1):
-        raise ValueError(f"axis must be 0 (rows) or 1 (columns). Got {axis!r} instead.")
-
-
-def _check_weights(weights, n, name):
-    """Return weights as a float64 array of shape (n,)."""
-    if weights is None or np.ndim(weights) == 0:
-        weights = np.full(n, 1.0 if weights is None else weights)
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name, copy=True)
-    if weights.shape != (n,):
-        raise ValueError(f"{name} has shape {weights.shape}, but {(n,)} is needed.")
-    if weights.min(initial=0) < 0:
-        i = int(np.argmin(weights))
-        raise ValueError(f"Negative weight in {name}: {weights[i]} at position {i}.")
-    return weights
-
-
-def _check_entry_weights(weights, X):
-    """Return the weights of the stored entries of X, in their order."""
-    weights = check_array(weights, accept_sparse="csr", dtype=X.dtype, input_name="entry_weights")
-    if weights.shape != X.shape:
-        raise ValueError(f"entry_weights has shape {weights.shape}, but X has {X.shape}.")
-    if sp.issparse(weights):
-        weights = _as_csr(weights)
-        same = np.array_equal(weights.indptr, X.indptr)
-        if not (same and np.array_equal(weights.indices, X.indices)):
-            raise ValueError(
-                "entry_weights must store exactly the positions that X stores (explicit zeros count as stored)."
-            )
-        weights = weights.data
-    else:
-        weights = weights[np.repeat(np.arange(X.shape[0]), np.diff(X.indptr)), X.indices]
-    if weights.min(initial=0) < 0:
-        t = int(np.argmin(weights))
-        i = int(np.searchsorted(X.indptr, t, side="right")) - 1
-        raise ValueError(f"Negative weight in entry_weights: {weights[t]} at row {i}, column {X.indices[t]}.")
-    return weights
-
-
-def _check_indices(indices, q, known, axis):
-    """Return the positions in the model of the q items of partial_fit."""
-    if indices is None:
-        if axis == 0:
-            return np.arange(known, known + q)
-        if q == known:
-            return np.arange(q)
-        raise ValueError(
-            f"X has {q} columns, but the model has {known}: pass indices to say which columns they are."
-        )
-    indices = np.asarray(indices)
-    if indices.shape != (q,) or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"indices must be {q} integers, one for each of the given {_NAMES[axis]}.")
-    if indices.min(initial=0) < 0 or len(np.unique(indices)) < q:
-        raise ValueError("indices must be distinct and not negative.")
-    return indices
-
-
-def _warn_singular(n_singular, n, name):
-    if n_singular:
+def _warn_singular(n_singular, n_items):
+    """Warn once of singular systems: tuples of how many rows, columns; out of how many."""
+    told = [
+        f"{count} of {n} {name}"
+        for count, n, name in zip(n_singular, n_items, _NAMES, strict=True)
+        if count
+    ]
+    if told:
         warnings.warn(
-            f"{n_singular} of {n} {name} have a singular system, and got the solution of minimum norm. "
+            f"{' and '.join(told)} have a singular system, and got the solution of minimum norm. "
             "Set regularization > 0 to avoid this.",
             LinAlgWarning,
             stacklevel=4,

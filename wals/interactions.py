@@ -218,8 +218,9 @@ def _read_parquet(path, values):
             f"{path}: reading Parquet needs pyarrow (pip install wals[parquet])"
         ) from error
     try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read(columns=file.schema_arrow.names[: 3 if values else 2])
+        with open(path, "rb") as file:
+            content = parquet.ParquetFile(file)
+            table = content.read(columns=content.schema_arrow.names[: 3 if values else 2])
         if table.num_columns < 2:
             raise ValueError(f"number of columns is {table.num_columns}, not at least 2")
         if not table.num_rows:
