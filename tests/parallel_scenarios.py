@@ -21,8 +21,11 @@ from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
 from wals import WALS
+from wals import _parallel
 from wals._parallel import effective_n_threads
 
+# Let threads share even the small problems of these scenarios.
+_parallel._WORK_PER_THREAD = 1
 X = sp.random(300, 120, 0.1, format="csr", random_state=0, dtype=np.float32)
 
 

@@ -70,7 +70,8 @@ def loss(problem, U, V):
 
 
 def rwse(problem, U, V):
-    return np.sqrt(data_loss(problem, U, V) / problem.W.sum())
+    total = problem.W.sum()
+    return np.sqrt(data_loss(problem, U, V) / total) if total > 0 else 0.0
 
 
 def normal_equations(problem, U, V):

@@ -50,7 +50,7 @@ def test_section_restores_threads_on_error():
         return numba.get_num_threads(), [lib["num_threads"] for lib in blas]
 
     before = state()
-    with pytest.raises(KeyboardInterrupt), parallel_section(1):
+    with pytest.raises(KeyboardInterrupt), parallel_section(1, 1e9):
         assert state() == (1, [1] * len(before[1]))
         raise KeyboardInterrupt
     assert state() == before

@@ -364,7 +364,11 @@ def _show(model, factors, seen, held_out, row_ids, col_ids):
 
 
 def _clip(text, width):
-    return text if len(text) <= width else f"{text[: width - 4].rstrip()} ..."
+    """Shorten a text to whole words, or a long word to a part of it."""
+    if len(text) <= width:
+        return text
+    words = text[: width - 3].rpartition(" ")[0]
+    return f"{words or text[: width - 4]} ..."
 
 
 def _say(label, text):

@@ -69,7 +69,7 @@ class Plan(NamedTuple):
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
     max_dual: int  # the largest number of entries of an item on the dual path, at most CHUNK
     max_steps: int  # of CG
-    tol: float  # CG stops at |r| <= tol |b|
+    tol: float  # CG stops at a step that lowers the objective of the item by no more than this part
 
 
 class _Work(NamedTuple):
@@ -248,12 +248,16 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
 
 @jit
 def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
-    """Take conjugate gradient steps on (I + P^T E P) x = b from the given x, until |r| <= tol |b|."""
+    """Take steps of conjugate gradients on (I + P^T E P) x = b from the given x; return the objective.
+
+    A step of length alpha along p lowers the objective by alpha |r|^2. The last step is the first that lowers
+    it by no more than tol of it.
+    """
     w0, x, b, r, p, q, v = fixed.unobserved_weight, work.x, work.b, work.r, work.p, work.q, work.v
     k = x.size
     constant = 0.0
     for c in range(k):
-        b[c], v[c], p[c] = 0, 0, x[c]
+        b[c], p[c], v[c] = 0, x[c], 0
     for top in range(start, stop, CHUNK):
         count = min(CHUNK, stop - top)
         if stop - start > CHUNK:
@@ -269,9 +273,10 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
         r[c] = b[c] - x[c] - v[c]
         p[c] = r[c]
     rr = dot(r, r)
-    enough = tol**2 * dot(b, b)
+    # L_i(x) = sum_S (w0 + e_j) a_j^2 - x.(b + r)
+    objective = constant - dot(x, b) - dot(x, r)
     for _ in range(max_steps):
-        if rr <= enough:
+        if rr == 0:
             break
         for c in range(k):
             q[c] = p[c]
@@ -281,13 +286,16 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
                 _gather(items, fixed, i, top, top + count, work)
             add_normal_product(work.rows, count, work.extra, p, q)
         alpha = rr / dot(p, q)
+        decrease = alpha * rr
+        objective -= decrease
         for c in range(k):
             x[c] += alpha * p[c]
             r[c] -= alpha * q[c]
+        if decrease <= tol * objective:
+            break
         previous, rr = rr, dot(r, r)
         for c in range(k):
             p[c] = r[c] + rr / previous * p[c]
-    # L_i(x) = sum_S (w0 + e_j) a_j^2 - x.(b + r)
     return constant - dot(x, b) - dot(x, r)
 
 

@@ -21,6 +21,8 @@ from threadpoolctl import ThreadpoolController
 _N_SHARDS = 48
 #: Neighbouring shards run on one thread. Those that run together are taken from this many places.
 _SPREAD = 4
+#: Multiply-adds that keep a thread busy for longer than it takes to wake it.
+_WORK_PER_THREAD = 500_000
 
 _lock = threading.RLock()
 _controller = None
@@ -60,8 +62,10 @@ def effective_n_threads(n_jobs):
 
 
 @contextmanager
-def parallel_section(n_threads):
-    """Hold the right to run parallel kernels; yields `run`, which runs one.
+def parallel_section(n_threads, work):
+    """Hold the right to run parallel kernels on up to `n_threads`, as `work` multiply-adds are worth.
+
+    Yields `run`, which runs one.
 
     ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first, last, *args)``
     handles one of the shards.
@@ -76,7 +80,7 @@ def parallel_section(n_threads):
             if _fork_unsafe:
                 yield _run_serially
             else:
-                numba.set_num_threads(n_threads)
+                numba.set_num_threads(min(n_threads, 1 + int(work / _WORK_PER_THREAD)))
                 yield _run_in_parallel
         finally:
             _limiter.restore_original_limits()

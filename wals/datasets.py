@@ -93,8 +93,9 @@ def make_interactions(n_samples, n_features, nnz, *, n_topics=32, random_state=N
     -----
     With z standard normal and f = n_features, activity is exp(z) per row; popularity is
     1 / (rank + 1 + f / 200) with ranks in random order (Mandelbrot's form of Zipf's law: the plain
-    one would put the first column into nearly every row); topic t prefers column j by
-    popularity_j * exp(1.5 z_tj); the topics of a row are Dirichlet(0.1).
+    one would put the first column into nearly every row). Topic t shares the popularity of column
+    j with the other topics in proportion to exp(3 z_tj), so that few topics prefer it; the topics
+    of a row are Dirichlet(0.1).
 
     Examples
     --------
@@ -123,7 +124,8 @@ def make_interactions(n_samples, n_features, nnz, *, n_topics=32, random_state=N
     )
     mixture = rng.dirichlet(np.full(n_topics, 0.1), size=n_samples)
     popularity = 1 / (1 + n_features / 200 + rng.permutation(n_features))
-    topics = popularity * rng.lognormal(sigma=1.5, size=(n_topics, n_features))
+    topics = rng.lognormal(sigma=3.0, size=(n_topics, n_features))
+    topics *= popularity / topics.sum(axis=0)
     topics /= topics.sum(axis=1, keepdims=True)
 
     keys = _draw_distinct(counts, mixture, topics, rng)

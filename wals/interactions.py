@@ -110,6 +110,8 @@ def read_interactions(path, *, header=None, values=True):
             )
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is damaged or cut short") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -182,8 +184,6 @@ def _records(file, delimiters):
         raise ValueError(f"line {reader.line_num + 1}: is not UTF-8 text") from error
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"is damaged after line {reader.line_num}") from error
 
 
 def _is_header(first, second):

@@ -1,0 +1,326 @@
+"""The command line, mostly in this process."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from scipy.sparse import csr_array, save_npz
+
+import wals
+from wals import WALS
+from wals.__main__ import _PROG, _clip, _rank, _split, main
+from wals.datasets import load_msweb, make_interactions
+from wals.weights import power_law
+
+# Whatever costs no time: the tests are about what is around the training.
+QUICK = ["--components", "4", "--iterations", "2"]
+
+
+def run(argv, capsys, *, code=0):
+    """Run main; return its lines on stdout and stderr."""
+    try:
+        returned = main([str(argument) for argument in argv])
+    except SystemExit as exit:
+        returned = exit.code
+    out, err = capsys.readouterr()
+    assert returned == code, err
+    return out.splitlines(), err.splitlines()
+
+
+def quality(lines):
+    """Return name -> (recall, NDCG)."""
+    found = [re.fullmatch(r"  (\w+) +([\d.]+) +([\d.]+)", line) for line in lines]
+    return {m[1]: (float(m[2]), float(m[3])) for m in found if m}
+
+
+@pytest.fixture
+def X():
+    return make_interactions(300, 60, 3_000, n_topics=4, random_state=0)
+
+
+@pytest.fixture
+def npz(tmp_path, X):
+    save_npz(tmp_path / "data.npz", X)
+    return tmp_path / "data.npz"
+
+
+def test_embedded_data_beat_popularity(capsys):
+    lines, err = run(["--iterations", "3"], capsys)
+    assert not err
+    assert max(map(len, lines)) <= 80
+    assert not any(line != line.rstrip() for line in lines)
+    assert "          32,711 x 294 matrix, 98,654 stored (1.03%)" in lines
+    assert sum(line.startswith("[WALS] iteration") for line in lines) == 7
+    scores = quality(lines)
+    assert scores.keys() == {"WALS", "popularity"}
+    assert scores["WALS"][0] > scores["popularity"][0] + 0.05
+    assert scores["WALS"][1] > scores["popularity"][1] + 0.05
+    _, titles = load_msweb(return_titles=True)
+    recommended = [
+        m[1].strip() for m in (re.match(r"   \d\.\d{3}  (.{1,50})", x) for x in lines) if m
+    ]
+    assert len(recommended) == 15
+    assert set(recommended) <= set(titles.tolist())
+    timed = [line.split()[-3] for line in lines if re.search(r"\d\.\d\d s$", line)]
+    assert "total" in timed
+
+
+def recall(scores, seen, held_out, sign):
+    """Compute Recall@20 of a row; among equals, what was held out comes last (1) or first (-1)."""
+    unseen = set(range(scores.size)) - set(seen.indices)
+    best = sorted(unseen, key=lambda j: (-scores[j], sign * (j in held_out.indices)))[:20]
+    return len(set(best) & set(held_out.indices)) / held_out.nnz
+
+
+def test_quality_is_that_of_the_library(npz, X, capsys):
+    lines, _ = run([npz, *QUICK, "--quiet", "--seed", 5, "--test-rows", 40], capsys)
+    test, train, seen, held_out = _split(X, 40, np.random.default_rng(5))
+    model = WALS(4, max_iter=2, random_state=5).fit(train)
+    scores = model.transform(seen) @ model.components_
+    counts = np.asarray(train.sum(axis=0))
+    for name, table in (("WALS", scores), ("popularity", np.tile(counts, (40, 1)))):
+        # Ties, which only popularity has, may fall either way.
+        low, high = (
+            np.mean([recall(table[row], seen[[row]], held_out[[row]], sign) for row in range(40)])
+            for sign in (1, -1)
+        )
+        assert low - 5e-5 <= quality(lines)[name][0] <= high + 5e-5
+        assert low == high or name == "popularity"
+    assert not any("[WALS]" in line for line in lines)
+    first = next(line for line in lines if line.startswith("Row "))
+    full = test[np.diff(seen.indptr) >= 3][0]
+    assert first.startswith(f"Row {full} has ")
+
+
+def test_model_is_saved(npz, X, tmp_path, capsys):
+    path = tmp_path / "model.joblib"
+    options = ["--row-exponent", "-0.5", "--col-exponent", "-0.25", "--unobserved-weight", "0.2"]
+    options += ["--observed-weight", "2", "--regularization", "0.3", "--implicit", "--jobs", "1"]
+    options += ["--regularization-exponent", "0.5", "--solver", "exact", "--test-rows", "0"]
+    lines, _ = run([npz, *QUICK, *options, "--output", path], capsys)
+    model = joblib.load(path)
+    expected = WALS(
+        4,
+        max_iter=2,
+        unobserved_weight=0.2,
+        observed_weight=2.0,
+        col_weights=power_law(-0.25),
+        regularization=0.3,
+        regularization_exponent=0.5,
+        implicit=True,
+        solver="exact",
+        n_jobs=1,
+        random_state=0,
+    )
+    assert repr(model.get_params()) == repr(expected.get_params())
+    expected.fit(X, row_weights=power_law(-0.5)(np.diff(X.indptr)))
+    assert_array_equal(model.components_, expected.components_)
+    assert_array_equal(model.row_factors_, expected.row_factors_)
+    text = "\n".join(lines)
+    assert "row_weights=power_law(exponent=-0.5)" in text
+    assert f"Saved     {path}" in text
+    assert "Quality   not measured" in text
+
+
+def test_options_left_out_are_the_defaults_of_the_estimator(npz, tmp_path, capsys):
+    path = tmp_path / "model.joblib"
+    run([npz, "--output", path, "--quiet"], capsys)
+    expected = {name: p.default for name, p in inspect.signature(WALS).parameters.items()}
+    assert joblib.load(path).get_params() == expected | {"random_state": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b\n",
+        "a,b\na,c\n",
+        "a,b\nc,b\n",
+        "a,b\na,c\nd,b\n",
+        "1,2,0\n1,3,0\n2,3,0\n2,4,-3\n3,5,2\n",
+        "1,1\n1,2\n1,3\n2,1\n2,2\n2,3\n",
+        "a,an id that is much longer than what fits beside the others in a row of the terminal\n"
+        "a,b\nb,c\nb,d\n",
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--row-exponent", "-1", "--col-exponent", "-1"]])
+def test_tiny_files(tmp_path, text, options, capsys):
+    (tmp_path / "tiny.csv").write_text(text)
+    lines, err = run([tmp_path / "tiny.csv", *QUICK, "--quiet", *options], capsys)
+    assert not err
+    # Long paths are not broken.
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in lines)
+    scores = quality(lines)
+    users = [line.split(",")[0] for line in text.splitlines()]
+    if len(set(users)) > 1 and len(set(users)) < len(users):
+        assert all(0 <= value <= 1 for pair in scores.values() for value in pair)
+        assert scores
+    else:
+        assert not scores
+        assert any(line.startswith("Quality   not measured") for line in lines)
+    assert any(line.startswith("Row ") for line in lines)
+
+
+def test_options_of_the_file(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("id,1,x\n1,2,y\n")
+    _, err = run([tmp_path / "a.csv", *QUICK], capsys, code=2)
+    assert err == [f"{_PROG}: error: {tmp_path / 'a.csv'}: line 1: value 'x' is not a number"]
+    lines, _ = run([tmp_path / "a.csv", *QUICK, "--ignore-values"], capsys)
+    assert "          2 x 2 matrix, 2 stored (50.00%)" in lines
+    lines, _ = run([tmp_path / "a.csv", *QUICK, "--ignore-values", "--header"], capsys)
+    assert "          1 x 1 matrix, 1 stored (100.00%)" in lines
+
+
+def test_warnings_become_notes_and_losing_a_hint(npz, capsys):
+    lines, err = run([npz, *QUICK, "--tol", "1e-9"], capsys)
+    assert not err
+    assert any(line.startswith("Note      tol=1e-09 was not reached") for line in lines)
+    assert quality(lines)["WALS"][1] > quality(lines)["popularity"][1]
+    assert not any(line.startswith("Hint ") for line in lines)
+    lines, _ = run([npz, *QUICK, "--regularization", "1e9", "--quiet"], capsys)
+    assert quality(lines)["WALS"][1] < quality(lines)["popularity"][1]
+    assert any(line.startswith("Hint ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["missing.csv"], "missing.csv: No such file or directory"),
+        (["wals.json"], "wals.json: unknown suffix"),
+        (["--components", "x"], "argument --components: invalid int value: 'x'"),
+        (["--components", "0"], "The 'n_components' parameter of WALS must be"),
+        (["--solver", "magic"], "The 'solver' parameter of WALS must be"),
+        (["--regularization", "-1"], "The 'regularization' parameter of WALS must be"),
+        (["--jobs", "0"], "The 'n_jobs' parameter of WALS must be"),
+        (["--seed", "-1"], "The 'random_state' parameter of WALS must be"),
+        (["--row-exponent", "nan"], "--row-exponent must be finite, got nan"),
+        (["--col-exponent", "inf"], "--col-exponent must be finite, got inf"),
+        (["--test-rows", "-1"], "--test-rows must not be negative, got -1"),
+        (["--magic"], "unrecognized arguments: --magic"),
+        (["--iter", "3"], "unrecognized arguments: --iter"),
+        (["one.csv", "two.csv"], "unrecognized arguments: two.csv"),
+        (["--output", "nowhere/model.joblib"], "--output nowhere/model.joblib: there is no folder"),
+        (["--output", "."], "--output .: is a folder"),
+    ],
+)
+def test_bad_options(argv, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(WALS, "fit", lambda *_, **__: pytest.fail("trained before the check"))
+    lines, err = run(argv, capsys, code=2)
+    assert not lines
+    assert len(err) == 1
+    assert err[0].startswith(f"{_PROG}: error: {message}")
+
+
+def test_output_must_be_writable(npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    _, err = run([npz, "--output", tmp_path / "m.joblib"], capsys, code=2)
+    assert err == [f"{_PROG}: error: --output {tmp_path / 'm.joblib'}: no permission to write"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "err"),
+    [
+        (KeyboardInterrupt(), 130, []),
+        (MemoryError("too\nlarge"), 2, [f"{_PROG}: error: too large"]),
+    ],
+)
+def test_training_is_cut_short(error, code, err, npz, capsys, monkeypatch):
+    def fit(*_, **__):
+        raise error
+
+    monkeypatch.setattr(WALS, "fit", fit)
+    assert run([npz], capsys, code=code)[1] == err
+
+
+def test_help_shows_every_option_and_default(capsys):
+    lines, _ = run(["--help"], capsys)
+    assert max(map(len, lines)) <= 80
+    text = " ".join(" ".join(lines).split())
+    for heading in ("data:", "model:", "training:", "output:"):
+        assert heading in lines
+    parameters = inspect.signature(WALS).parameters
+    for option, name in (
+        ("--components N", "n_components"),
+        ("--unobserved-weight X", "unobserved_weight"),
+        ("--regularization X", "regularization"),
+        ("--regularization-exponent X", "regularization_exponent"),
+        ("--iterations N", "max_iter"),
+        ("--tol X", "tol"),
+        ("--solver NAME", "solver"),
+    ):
+        shown = re.search(rf"{option} [^(]*\(default: ([^)]*)\)", text)
+        assert shown[1] == str(parameters[name].default)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n_samples=st.integers(1, 30),
+    n_features=st.integers(1, 30),
+    density=st.sampled_from([0.03, 0.3, 1]),
+    n_test=st.integers(0, 30),
+    seed=st.integers(0, 1000),
+)
+def test_split(n_samples, n_features, density, n_test, seed):
+    nnz = int(np.ceil(density * n_samples * n_features))
+    X = make_interactions(n_samples, n_features, nnz, random_state=seed)
+    X.data[:] = np.arange(1, nnz + 1)
+    test, train, seen, held_out = _split(X, n_test, np.random.default_rng(seed))
+    dense = X.toarray()
+    counts = np.count_nonzero(dense, axis=1)
+    able = np.count_nonzero(counts > 1)
+    assert test.size == min(n_test, able, np.count_nonzero(counts) - 1)
+    assert_array_equal(train.toarray(), np.delete(dense, test, axis=0))
+    assert_array_equal((seen + held_out).toarray(), dense[test])
+    assert seen.nnz + held_out.nnz == counts[test].sum()
+    assert_array_equal(np.diff(held_out.indptr), [max(1, c * 20 // 100) for c in counts[test]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(n_features=st.integers(1, 20), k=st.integers(1, 20), seed=st.integers(0, 1000))
+def test_rank(n_features, k, seed):
+    k = min(k, n_features)
+    rng = np.random.default_rng(seed)
+    left, right = rng.normal(size=(6, 2)), rng.normal(size=(2, n_features))
+    seen = csr_array(rng.random((6, n_features)) < rng.random())
+    ranked = _rank(left, right, seen, k)
+    for row, scores in enumerate(left @ right):
+        unseen = [j for j in range(n_features) if not seen[row, j]]
+        best = sorted(unseen, key=lambda j: -scores[j])[:k]
+        assert ranked[row].tolist() == best + [-1] * (k - len(best))
+
+
+@pytest.mark.parametrize(
+    ("text", "clipped"),
+    [
+        ("ten chars.", "ten chars."),
+        ("eleven char", "eleven ..."),
+        ("seven chars", "seven ..."),
+        ("one-long-word", "one-lo ..."),
+    ],
+)
+def test_clip(text, clipped):
+    assert _clip(text, 10) == clipped
+
+
+def test_as_a_process(tmp_path):
+    (tmp_path / "bad.csv").write_text("1,2,3\n4,5,six\n")
+    result = subprocess.run(
+        [sys.executable, "-m", "wals", "bad.csv"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(wals.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == f"{_PROG}: error: bad.csv: line 2: value 'six' is not a number\n"
