@@ -209,6 +209,8 @@ def test_warnings_become_notes_and_losing_a_hint(npz, capsys):
         (["one.csv", "two.csv"], "unrecognized arguments: two.csv"),
         (["--output", "nowhere/model.joblib"], "--output nowhere/model.joblib: there is no folder"),
         (["--output", "."], "--output .: is a folder"),
+        (["--output", ""], "--output : is a folder"),
+        ([""], ": unknown suffix"),
     ],
 )
 def test_bad_options(argv, message, capsys, monkeypatch, tmp_path):
@@ -311,16 +313,31 @@ def test_clip(text, clipped):
     assert _clip(text, 10) == clipped
 
 
-def test_as_a_process(tmp_path):
-    (tmp_path / "bad.csv").write_text("1,2,3\n4,5,six\n")
-    result = subprocess.run(
-        [sys.executable, "-m", "wals", "bad.csv"],
-        cwd=tmp_path,
+def run_process(folder, *argv, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "wals", *argv],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(Path(wals.__file__).parents[1])},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
+        **kwargs,
     )
+
+
+def test_as_a_process(tmp_path):
+    (tmp_path / "bad.csv").write_text("1,2,3\n4,5,six\n")
+    result = run_process(tmp_path, "bad.csv", stdout=subprocess.PIPE)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == f"{_PROG}: error: bad.csv: line 2: value 'six' is not a number\n"
+
+
+def test_nobody_reads_the_output(tmp_path):
+    (tmp_path / "tiny.csv").write_text("1,2\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = run_process(tmp_path, "tiny.csv", *QUICK, stdout=writer)
+    os.close(writer)
+    assert result.returncode == 141
+    assert result.stderr == ""

@@ -225,9 +225,10 @@ def _run(arguments):
 
 def _make_model(arguments):
     options = vars(arguments)
-    parameters = {} if arguments.file else dict(_EMBEDDED)
+    parameters = dict(_EMBEDDED) if arguments.file is None else {}
     parameters |= {name: options[name] for name in WALS().get_params() if name in options}
-    parameters["col_weights"] = _power_law(arguments, "col_exponent")
+    if arguments.col_exponent is not None:
+        parameters["col_weights"] = _power_law(arguments, "col_exponent")
     parameters["random_state"] = arguments.seed
     parameters["verbose"] = 0 if arguments.quiet else 2
     model = WALS(**parameters)
@@ -249,7 +250,7 @@ def _check_writable(path):
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise ValueError(f"--output {path}: there is no folder {folder}")
-    if os.path.isdir(path):
+    if os.path.isdir(path or "."):
         raise ValueError(f"--output {path}: is a folder")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise ValueError(f"--output {path}: no permission to write")
