@@ -3,10 +3,11 @@
     pip install ".[benchmark]"
     python benchmarks/bench.py
 
-Each library runs in a process of its own, on the same threads, from the same V0 where it lets one set it. The
-clock is around `fit`: seconds per iteration are (time of 6 iterations - time of 1) / 5, after a fit on a part of
-the data that compiles what there is to compile. After that, the objective of the final factors is computed in
-float64 by the same few lines of NumPy for all. A rival that fails is a row that says so.
+Each library runs in a process of its own, on the same threads, from the same V0 where it lets one
+set it. The clock is around `fit`: seconds per iteration are (time of 6 iterations - time of 1) /
+5, after a fit on a part of the data that compiles what there is to compile. After that, the
+objective of the final factors is computed in float64 by the same few lines of NumPy for all. A
+rival that fails is a row that says so.
 """
 
 import argparse
@@ -25,7 +26,7 @@ N_ITER = 6
 
 
 def objective(X, U, V):
-    """Return L of section "The objective" of README.rst, with R = C = E = 1 and nu = 0, in float64."""
+    """Return L as README.rst defines it, with R = C = E = 1 and nu = 0, in float64."""
     U, V = np.asarray(U, dtype=np.float64), np.asarray(V, dtype=np.float64)
     total = UNOBSERVED_WEIGHT * np.sum((U.T @ U) * (V.T @ V))
     total += REGULARIZATION * (np.sum(U**2) + np.sum(V**2))
@@ -62,7 +63,8 @@ def run_implicit(use_cg):
         from implicit.cpu.als import AlternatingLeastSquares
 
         def fit(X, n_iter):
-            # Its weights are 1 where nothing is stored: the objective, divided by the unobserved weight.
+            # Its weights are 1 where nothing is stored: the objective, divided by the unobserved
+            # weight.
             model = AlternatingLeastSquares(
                 factors=V0.shape[1],
                 regularization=REGULARIZATION / UNOBSERVED_WEIGHT,
@@ -121,7 +123,9 @@ def main():
     X = make_interactions(136_677, 20_108, options.entries, random_state=0)
     X = sp.csr_matrix(X, dtype=np.float32)
     load = os.getloadavg()[0]
-    print(f"{X.shape[0]} x {X.shape[1]}, {X.nnz} entries, {options.threads} threads, load {load:.2f}")
+    print(
+        f"{X.shape[0]} x {X.shape[1]}, {X.nnz} entries, {options.threads} threads, load {load:.2f}"
+    )
     print(f"{platform.processor() or platform.machine()}, Python {sys.version.split()[0]}\n")
     print(f"{'k':>4}  {'library':20s} {'s/iteration':>12s} {'objective':>14s}")
     context, rows = multiprocessing.get_context("spawn"), []

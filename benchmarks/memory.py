@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py
 
-That is X and X^T as CSR, and the factors. The peak is that of the resident set, above the bare import, with X
-loaded; it is measured in a process in which nothing else has run, after the machine code was cached.
+That is X and X^T as CSR, and the factors. The peak is that of the resident set, above the bare
+import, with X loaded; it is measured in a process in which nothing else has run, after the machine
+code was cached.
 """
 
 import argparse

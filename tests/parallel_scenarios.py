@@ -20,8 +20,7 @@ from joblib import parallel_config
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
-from wals import WALS
-from wals import _parallel
+from wals import WALS, _parallel
 from wals._parallel import effective_n_threads
 
 # Let threads share even the small problems of these scenarios.
@@ -94,7 +93,7 @@ def fork():
 
 
 def fork_during_fit():
-    """A child forked while another thread is inside a sweep gets no lock that nobody will release."""
+    """A child forked while another thread is in a sweep inherits no lock that stays locked."""
     expected = digest(make().fit(X))
     before = blas_threads()
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""WALS as a citizen of scikit-learn: its checks, containers, metadata routing, pipelines and searches."""
+"""WALS in scikit-learn: its checks, containers, metadata routing, pipelines and searches."""
 
 import pickle
 

@@ -1,6 +1,7 @@
-"""The contract of the estimator: parameters, ugly input, errors, and what a failure leaves behind."""
+"""The contract of the estimator: input of every kind, errors, and what a failure leaves behind."""
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from wals import WALS
 from wals.weights import power_law
 
 
+def make(n_components, *, regularization=0.1, **params):
+    """A model of little regularization, so that what else matters shows."""
+    return WALS(n_components, regularization=regularization, **params)
+
+
 def random_csr(n=40, m=25, density=0.2, seed=0, dtype=np.float64):
     return sp.random(n, m, density, format="csr", random_state=seed, dtype=dtype)
 
@@ -25,7 +31,7 @@ def X():
 
 @pytest.fixture
 def model():
-    return WALS(4, max_iter=3, solver="exact", random_state=0)
+    return make(4, max_iter=3, solver="exact", random_state=0)
 
 
 def assert_same_model(a, b):
@@ -117,7 +123,7 @@ def test_read_only_memmap(X, model, tmp_path):
 
 
 def test_unsorted_indices_are_sorted_in_a_copy(X, model):
-    order = np.concatenate([np.arange(a, b)[::-1] for a, b in zip(X.indptr, X.indptr[1:])])
+    order = np.concatenate([np.arange(a, b)[::-1] for a, b in pairwise(X.indptr)])
     messy = sp.csr_matrix((X.data[order], X.indices[order], X.indptr), shape=X.shape)
     before = messy.indices.copy()
     assert_same_model(clone(model).fit(messy), model.fit(X))
@@ -166,7 +172,7 @@ def test_no_entries_at_all(model):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_few_rows_and_columns_with_more_components(shape, solver, dtype):
     X = random_csr(*shape, density=0.7, dtype=dtype)
-    model = WALS(50, solver=solver, random_state=0, max_iter=3).fit(X)
+    model = make(50, solver=solver, random_state=0, max_iter=3).fit(X)
     assert_finite(model, X)
     assert (np.diff(model.loss_curve_) <= 1e-5 * model.loss_curve_[0]).all()
 
@@ -175,7 +181,7 @@ def test_few_rows_and_columns_with_more_components(shape, solver, dtype):
 @pytest.mark.parametrize("w0", [0.0, 0.1])
 def test_heavy_rows_are_gathered_in_chunks(n_items, w0):
     X = random_csr(20, n_items, density=0.9)
-    model = WALS(7, unobserved_weight=w0, max_iter=0, random_state=0).fit(X)
+    model = make(7, unobserved_weight=w0, max_iter=0, random_state=0).fit(X)
     V = model.col_factors_
     for i in range(20):
         w = np.full(n_items, w0)
@@ -196,7 +202,7 @@ def test_heavy_rows_are_gathered_in_chunks(n_items, w0):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_of_values(scale, solver, dtype):
     X = random_csr(dtype=dtype)
-    base = WALS(4, regularization=0, max_iter=3, solver=solver, random_state=0)
+    base = make(4, regularization=0, max_iter=3, solver=solver, random_state=0)
     scaled = clone(base).fit(X * dtype(scale))
     assert_finite(scaled, X)
     base.fit(X)
@@ -207,8 +213,8 @@ def test_scale_of_values(scale, solver, dtype):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_scale_of_weights_and_regularization(scale, dtype):
     X = random_csr(dtype=dtype)
-    base = WALS(4, max_iter=3, solver="exact", random_state=0).fit(X)
-    scaled = WALS(
+    base = make(4, max_iter=3, solver="exact", random_state=0).fit(X)
+    scaled = make(
         4,
         unobserved_weight=0.1 * scale,
         observed_weight=scale,
@@ -227,7 +233,7 @@ def test_scale_of_weights_and_regularization(scale, dtype):
 @pytest.mark.parametrize("solver", ["exact", "auto", "cg"])
 def test_huge_observed_weight(weight, dtype, solver):
     X = random_csr(dtype=dtype)
-    model = WALS(6, observed_weight=weight, max_iter=2, solver=solver, random_state=0).fit(X)
+    model = make(6, observed_weight=weight, max_iter=2, solver=solver, random_state=0).fit(X)
     assert_finite(model, X)
     # Rows with fewer entries than components can be met, next to weights of this size.
     few = np.diff(X.indptr) <= 3
@@ -238,21 +244,21 @@ def test_huge_observed_weight(weight, dtype, solver):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_regularization_that_vanishes_next_to_the_weights(dtype):
     X = random_csr(dtype=dtype)
-    with pytest.warns(LinAlgWarning, match=r"\d+ of 40 rows and \d+ of 25 columns have a singular"):
-        model = WALS(6, observed_weight=1e32, max_iter=2, random_state=0).fit(X)
+    with pytest.warns(LinAlgWarning, match=r"\d+ of 40 rows and \d+ of 25 columns"):
+        model = make(6, observed_weight=1e32, max_iter=2, random_state=0).fit(X)
     with pytest.warns(LinAlgWarning):
         assert_finite(model, X)
 
 
 def test_all_weights_zero(X):
-    model = WALS(4, unobserved_weight=0, observed_weight=0, random_state=0).fit(X)
+    model = make(4, unobserved_weight=0, observed_weight=0, random_state=0).fit(X)
     assert_array_equal(model.row_factors_, 0)
     assert model.rwse_ == 0
-    model = WALS(4, unobserved_weight=0, max_iter=2, random_state=0)
+    model = make(4, unobserved_weight=0, max_iter=2, random_state=0)
     model.fit(X, row_weights=0.0)
     assert_array_equal(model.row_factors_, 0)
     # Nothing to solve is not a singular system.
-    model = WALS(4, unobserved_weight=0, regularization=0, random_state=0)
+    model = make(4, unobserved_weight=0, regularization=0, random_state=0)
     assert_array_equal(model.fit(X, row_weights=0.0).row_factors_, 0)
 
 
@@ -261,7 +267,7 @@ def test_all_weights_zero(X):
 def test_only_stored_entries_without_regularization(solver, dtype):
     X = random_csr(30, 20, 0.3, dtype=dtype)
     V0 = np.random.default_rng(1).uniform(size=(20, 6))
-    model = WALS(6, unobserved_weight=0, regularization=0, init=V0, max_iter=0, solver=solver)
+    model = make(6, unobserved_weight=0, regularization=0, init=V0, max_iter=0, solver=solver)
     counts = np.diff(X.indptr)
     few = np.count_nonzero((counts < 6) & (counts > 0))
     with pytest.warns(LinAlgWarning, match=f"{few} of 30 rows have a singular system") as record:
@@ -280,7 +286,7 @@ def test_fewer_columns_than_components_without_regularization(dtype):
     X = random_csr(30, 5, 0.5, dtype=dtype)
     X.data[:] += 1
     V0 = np.random.default_rng(1).standard_normal((5, 8)).astype(dtype)
-    model = WALS(8, regularization=0, init=V0, max_iter=0, solver="exact")
+    model = make(8, regularization=0, init=V0, max_iter=0, solver="exact")
     filled = np.count_nonzero(np.diff(X.indptr))
     with pytest.warns(LinAlgWarning, match=f"{filled} of 30 rows"):
         model.fit(X)
@@ -335,7 +341,7 @@ def test_dense_entry_weights(X, model):
 
 @pytest.mark.parametrize("solver", ["exact", "cg", "auto"])
 def test_no_observed_weight_is_ridge_regression(X, solver):
-    model = WALS(4, observed_weight=0, max_iter=1, solver=solver, random_state=0).fit(X)
+    model = make(4, observed_weight=0, max_iter=1, solver=solver, random_state=0).fit(X)
     V = model.col_factors_
     expected = X @ (0.1 * V) @ np.linalg.inv(0.1 * V.T @ V + 0.1 * np.eye(4))
     assert_allclose(model.row_factors_, expected, rtol=1e-10, atol=1e-13)
@@ -351,7 +357,7 @@ def with_data(X, value):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("spoil", "message"),
     [
         (lambda X: with_data(X, np.nan), "contains NaN"),
         (lambda X: with_data(X, np.inf), "contains infinity"),
@@ -366,9 +372,9 @@ def with_data(X, value):
         (lambda X: X.toarray()[0], "Expected 2D array"),
     ],
 )
-def test_bad_X(X, model, make, message):
+def test_bad_X(X, model, spoil, message):
     with pytest.raises(ValueError, match=message):
-        model.fit(make(X))
+        model.fit(spoil(X))
     with pytest.raises(NotFittedError):
         model.transform(X)
 
@@ -521,7 +527,7 @@ def test_failed_refit_keeps_the_model(X, model):
 
 
 def test_tol(X):
-    model = WALS(4, max_iter=100, tol=1e-3, solver="exact", random_state=0).fit(X)
+    model = make(4, max_iter=100, tol=1e-3, solver="exact", random_state=0).fit(X)
     end = model.loss_curve_[1:-1:2]
     decrease = 1 - end[1:] / end[:-1]
     assert 2 < model.n_iter_ < 100
@@ -547,7 +553,7 @@ def test_warm_start_continues(X, model):
 
 @pytest.mark.parametrize("solver", ["cg", "auto"])
 def test_warm_start_of_cg_does_not_rise(X, solver):
-    model = WALS(4, max_iter=4, solver=solver, warm_start=True, random_state=0).fit(X)
+    model = make(4, max_iter=4, solver=solver, warm_start=True, random_state=0).fit(X)
     loss = model.loss_
     assert model.fit(X).loss_curve_[0] <= loss * (1 + 1e-12)
 
@@ -696,7 +702,7 @@ def test_bad_partial_fit_changes_nothing(X, model, options, message):
 
 
 def test_partial_fit_starts_with_rows(X, model):
-    with pytest.raises(ValueError, match="with rows"):
+    with pytest.raises(ValueError, match="has no rows yet"):
         model.partial_fit(X, axis=1)
     with pytest.raises(ValueError, match="NaN"):
         model.partial_fit(with_data(X, np.nan))

@@ -25,8 +25,6 @@ _WIDTH = 80
 _HELD_OUT = 0.2  # share of the entries of a test row
 _K = 20
 _N_SHOWN, _N_RECOMMENDED = 3, 5
-# Few columns and three entries per row: the embedded data need a stronger penalty than most.
-_EMBEDDED = {"regularization": 10.0}
 
 
 def main(argv=None):
@@ -87,8 +85,7 @@ def _parser():
         metavar="FILE",
         help="user, item and perhaps a value per line: .csv, .tsv or .txt, each also with .gz; "
         "or a .parquet table with these columns, or a .npz of a SciPy CSR matrix. Without a FILE: "
-        "the Anonymous Microsoft Web Data that comes with the package, with --regularization "
-        f"{_EMBEDDED['regularization']:g} unless given",
+        "the Anonymous Microsoft Web Data that comes with the package",
     )
     group.add_argument(
         "--header",
@@ -225,8 +222,7 @@ def _run(arguments):
 
 def _make_model(arguments):
     options = vars(arguments)
-    parameters = dict(_EMBEDDED) if arguments.file is None else {}
-    parameters |= {name: options[name] for name in WALS().get_params() if name in options}
+    parameters = {name: options[name] for name in WALS().get_params() if name in options}
     if arguments.col_exponent is not None:
         parameters["col_weights"] = _power_law(arguments, "col_exponent")
     parameters["random_state"] = arguments.seed
@@ -283,7 +279,7 @@ def _split(X, n_test, rng):
 
     rows = X[test]
     counts = counts[test]
-    of_row = np.repeat(np.arange(n_test), counts)
+    of_row = np.repeat(np.arange(n_test, dtype=rows.indices.dtype), counts)
     # Shuffle within the rows; the first places of each are held out.
     order = np.lexsort((rng.random(rows.nnz), of_row))
     place = np.arange(rows.nnz) - rows.indptr[of_row]

@@ -1,18 +1,19 @@
 """Numba kernels: arrays and scalars in, arrays out.
 
-One *item* is a row in a row sweep and a column in a column sweep. With the other side V fixed, item i with
-stored positions S, base weight w0, extra weights e_j and ridge lam_i minimises
+One *item* is a row in a row sweep and a column in a column sweep. With the other side V fixed,
+item i with stored positions S, base weight w0, extra weights e_j and ridge lam_i minimises
 
     L_i(u) = sum_S (w0 + e_j)(a_j - u.v_j)^2 + sum_(not S) w0 (u.v_j)^2 + lam_i |u|^2.
 
-In the eigenbasis of the fixed side, w0 V^T V = Q diag(s) Q^T, the part that all items share is diagonal,
-D = s + lam_i. Scaled by D^-1/2 as well, with p_j = D^-1/2 Q^T v_j for the rows of P and u = Q D^-1/2 x, it is the
-identity, and the normal equations of every item are
+In the eigenbasis of the fixed side, w0 V^T V = Q diag(s) Q^T, the part that all items share is
+diagonal, D = s + lam_i. Scaled by D^-1/2 as well, with p_j = D^-1/2 Q^T v_j for the rows of P and
+u = Q D^-1/2 x, it is the identity, and the normal equations of every item are
 
     (I + P^T E P) x = P^T g,    E = diag(e_j),    g_j = (w0 + e_j) a_j.
 
-The eigenvalues of I + P^T E P start at 1, so a Cholesky factorisation in the precision of the data does not
-break down before max_j e_j / w0 nears the reciprocal of that precision, and conjugate gradients need few steps.
+The eigenvalues of I + P^T E P start at 1, so a Cholesky factorisation in the precision of the data
+does not break down before max_j e_j / w0 nears the reciprocal of that precision, and conjugate
+gradients need few steps.
 """
 
 from typing import NamedTuple
@@ -33,9 +34,11 @@ from ._linalg import (
     jit_parallel,
 )
 
-#: Stored entries of one item that are gathered at once: P of a light item is read from memory once.
+#: Stored entries of one item that are gathered at once: P of a light item is read from memory
+#: once.
 CHUNK = 512
-#: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and CG.
+#: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
+#: CG.
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
@@ -69,7 +72,7 @@ class Plan(NamedTuple):
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
     max_dual: int  # the largest number of entries of an item on the dual path, at most CHUNK
     max_steps: int  # of CG
-    tol: float  # CG stops at a step that lowers the objective of the item by no more than this part
+    tol: float  # CG stops after a step that lowers the objective by no more than this part
 
 
 class _Work(NamedTuple):
@@ -139,7 +142,7 @@ def _residual(items, fixed, i, start, stop, base, work):
 
 @jit_inline
 def _factorise_primal(items, fixed, i, start, stop, base, work):
-    """Factorise base I + P^T E P and set x = (base I + P^T E P)^-1 P^T g; False if it is singular."""
+    """Factorise A = base I + P^T E P and set x = A^-1 P^T g; False if A is singular."""
     system, coef, x, p = work.system, work.coef, work.x, work.p
     k, w0 = x.size, fixed.unobserved_weight
     for c in range(k):
@@ -171,7 +174,8 @@ def _factorise_primal(items, fixed, i, start, stop, base, work):
 def _factorise_dual(fixed, count, work):
     """Factorise I + F P P^T F, F = E^1/2, and set x = P^T F y with (I + F P P^T F) y = F^-1 g.
 
-    An e_j of 0 is moved to 1e-20 w0, which changes nothing at working precision and keeps F^-1 finite.
+    An e_j of 0 is moved to 1e-20 w0, which changes nothing at working precision and keeps F^-1
+    finite.
     """
     system, transposed, coef = work.system, work.transposed, work.coef
     k, w0 = work.x.size, fixed.unobserved_weight
@@ -215,7 +219,7 @@ def _solve_dual(count, work):
 
 @jit
 def _solve_exact(items, fixed, i, start, stop, base, dual, work):
-    """Solve by Cholesky and iterative refinement, the residual in higher precision than the factor.
+    """Solve by Cholesky and iterative refinement, with residuals in more precision.
 
     Returns the objective, or NaN if the system is singular to working precision.
     """
@@ -248,10 +252,10 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
 
 @jit
 def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
-    """Take steps of conjugate gradients on (I + P^T E P) x = b from the given x; return the objective.
+    """Take conjugate gradient steps on (I + P^T E P) x = b from x; return the objective.
 
-    A step of length alpha along p lowers the objective by alpha |r|^2. The last step is the first that lowers
-    it by no more than tol of it.
+    A step of length alpha along p lowers the objective by alpha |r|^2. The last step is the first
+    that lowers it by no more than tol of it.
     """
     w0, x, b, r, p, q, v = fixed.unobserved_weight, work.x, work.b, work.r, work.p, work.q, work.v
     k = x.size
@@ -343,13 +347,13 @@ def _solve_item(items, fixed, i, plan, warm, x, work):
 
 # -------------------------------------------------------------------------------------- shards
 #
-# Each function with a `first` and a `last` handles one shard. The driver below it runs all shards in parallel;
-# no result depends on which thread took which shard.
+# Each function with a `first` and a `last` handles one shard. The driver below it runs all shards
+# in parallel; no result depends on which thread took which shard.
 
 
 @jit
 def solve_shard(first, last, items, fixed, plan, warm, x, objectives, squares, singular):
-    """Solve the items first:last in place; set their objectives (NaN: not solved) and squared norms."""
+    """Solve the items first:last in place; set their objectives (NaN: failed) and |u_i|^2."""
     k, T = x.shape[1], x.dtype
     work = _Work(
         scale=np.empty(k, T),

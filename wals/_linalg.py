@@ -1,29 +1,31 @@
 """Dense linear algebra on a few vectors of k numbers: what LAPACK calls too small, in Numba.
 
-All matrices are C-contiguous. Upper triangles hold symmetric matrices and Cholesky factors, so that every inner
-loop runs along a row.
+All matrices are C-contiguous. Upper triangles hold symmetric matrices and Cholesky factors, so
+that every inner loop runs along a row.
 """
 
 import numpy as np
 from numba import njit
 
-#: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their meaning.
+#: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their
+#: meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 jit = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
 #: For functions with one caller: fewer modules for LLVM to optimise one inside the other.
 jit_inline = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, inline="always")
 jit_parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, parallel=True)
 
-#: Numba lets negative indices wrap around, unless their type rules them out: loops that do not start at a
-#: literal 0 vectorise only with an unsigned index.
+#: Numba lets negative indices wrap around, unless their type rules them out: loops that do not
+#: start at a literal 0 vectorise only with an unsigned index.
 _uint = np.uint64
+
 
 @jit
 def add_outer(A, first, n, R, top, c0, c1, c2, c3):
-    """Add sum_t c_t r_t r_t^T to the upper triangle of A[first:n, first:n]; r_t = R[top + t], t < 4.
+    """Add sum_t c_t r_t r_t^T to the upper triangle of A[first:n, first:n], r_t = R[top + t].
 
-    Four rows of A at a time, so that the four vectors are loaded once for all of them. Also writes below the
-    diagonal, inside blocks of 4 x 4.
+    Four rows of A at a time, so that the four vectors are loaded once for all of them. Also writes
+    below the diagonal, inside blocks of 4 x 4.
     """
     n, one = _uint(n), _uint(1)
     t0, t1, t2, t3 = _uint(top), _uint(top + 1), _uint(top + 2), _uint(top + 3)
@@ -65,7 +67,7 @@ def add_gram(A, n, R, count, coef):
 
 @jit
 def cholesky(A, n):
-    """Factorise A[:n, :n] = U^T U in its upper triangle, four rows at a time; False if a pivot vanishes."""
+    """Factorise A[:n, :n] = U^T U in its upper triangle; False if a pivot vanishes."""
     one = A.dtype.type(1)
     floor = A.dtype.type(0)
     for i in range(n):
@@ -165,7 +167,7 @@ def dot(a, b):
 
 @jit
 def copy_rows(source, i, target, j, count):
-    """Copy `count` rows from row i of one matrix to row j of another, of maybe another precision."""
+    """Copy rows i, i + 1, ... of one matrix to rows j, j + 1, ... of another."""
     for t in range(count):
         for c in range(source.shape[1]):
             target[j + t, c] = source[i + t, c]

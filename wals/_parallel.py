@@ -1,9 +1,10 @@
 """Threads, forks and BLAS: the one place that knows.
 
-Numba's workqueue layer aborts the process if two Python threads enter parallel kernels at once, and its OpenMP
-layer kills a process that was forked after a parallel kernel ran. So all parallel work of this package goes
-through `parallel_section`: one at a time, with BLAS on one thread, and shard by shard on the calling thread in
-a process that was forked from one that had started Numba's threads.
+Numba's workqueue layer aborts the process if two Python threads enter parallel kernels at once,
+and its OpenMP layer kills a process that was forked after a parallel kernel ran. So all parallel
+work of this package goes through `parallel_section`: one at a time, with BLAS on one thread, and
+shard by shard on the calling thread in a process that was forked from one that had started Numba's
+threads.
 """
 
 import multiprocessing
@@ -16,8 +17,8 @@ import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-#: Shards per sweep: many, so that an imperfect estimate of their costs averages out; divisible by the usual
-#: numbers of threads; fixed, so that no result depends on the number of threads.
+#: Shards per sweep: many, so that an imperfect estimate of their costs averages out; divisible by
+#: the usual numbers of threads; fixed, so that no result depends on the number of threads.
 _N_SHARDS = 48
 #: Neighbouring shards run on one thread. Those that run together are taken from this many places.
 _SPREAD = 4
@@ -50,8 +51,8 @@ if hasattr(os, "register_at_fork"):
 def effective_n_threads(n_jobs):
     """Return the number of threads that `n_jobs` stands for.
 
-    None stands for all that Numba may use here, but one in a daemonic worker of multiprocessing, as in joblib.
-    A negative number counts down from all, as in joblib: -1 is all, -2 all but one.
+    None stands for all that Numba may use here, but one in a daemonic worker of multiprocessing,
+    as in joblib. A negative number counts down from all, as in joblib: -1 is all, -2 all but one.
     """
     available = numba.get_num_threads()
     if n_jobs is None:
@@ -63,12 +64,12 @@ def effective_n_threads(n_jobs):
 
 @contextmanager
 def parallel_section(n_threads, work):
-    """Hold the right to run parallel kernels on up to `n_threads`, as `work` multiply-adds are worth.
+    """Hold the right to run kernels on up to n_threads, if worth it for `work` multiply-adds.
 
     Yields `run`, which runs one.
 
-    ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first, last, *args)``
-    handles one of the shards.
+    ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first,
+    last, *args)`` handles one of the shards.
     """
     global _controller, _limiter
     with _lock:

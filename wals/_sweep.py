@@ -1,4 +1,4 @@
-"""One sweep of one side, with the other side fixed; rows and columns, fitting and projecting share it."""
+"""One sweep of one side with the other fixed: rows or columns, to fit or to project."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,13 @@ import numpy as np
 from . import _kernels as kernels
 from ._parallel import make_shards, parallel_section
 
-#: Passes over the gathered rows of an item: one to gather them and two for the right-hand side, for each product
-#: with the system, and for each residual and correction.
+#: Passes over the gathered rows of an item: one to gather them and two for the right-hand side,
+#: for each product with the system, and for each residual and correction.
 _EXACT_PASSES = 1 + 2 + 2 + 2
 _CG_PASSES = 1 + 2 + 2
-#: Steps that an item takes at most, and when to stop before: see `_kernels._solve_cg`. With these, the loss ends
-#: within 1e-3 of that of exact solves on all data that was tried, for unobserved_weight >= 0.01.
+#: Steps that an item takes at most, and when to stop before: see `_kernels._solve_cg`. With these,
+#: the loss ends within 1e-3 of that of exact solves on all data that was tried, for
+#: unobserved_weight >= 0.01.
 _CG_STEPS = {"exact": 0, "cg": 6, "auto": 20}
 _CG_TOL = {"exact": 0.0, "cg": 1e-5, "auto": 1e-4}
 #: Steps that "auto" takes on average, to tell what is cheaper.
@@ -64,7 +65,7 @@ class Swept(NamedTuple):
 
 
 def _constant(array, dtype=None):
-    """Return the array as the kernels take it: aligned, C-contiguous and read-only, whatever it was."""
+    """Return the array as the kernels take it: aligned, C-contiguous and read-only."""
     array = np.require(array, dtype, ["C", "ALIGNED"]).view(np.ndarray)
     array.flags.writeable = False
     return array
@@ -212,7 +213,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
 def _solve_least_norm(items, fixed, i):
     """Solve one item, singular to working precision, in float64 by a singular value decomposition.
 
-    Its minimiser is that of |M u - c|^2 with M = [D^1/2; E^1/2 B] and c = [0; E^-1/2 g], in the notation of
+    It minimises |M u - c|^2 with M = [D^1/2; E^1/2 B] and c = [0; E^-1/2 g], in the notation of
     `_kernels` and with the rows of the fixed factors in B.
 
     Returns

@@ -6,7 +6,7 @@ from sklearn.utils import check_array
 
 
 def as_csr(X):
-    """Return validated X as CSR in canonical format; a new object, on the same arrays where they allow it."""
+    """Return validated X as canonical CSR: a new object, on the same arrays if they are so."""
     X = sp.csr_array(X)
     X.check_format(full_check=True)
     if not X.has_canonical_format:
@@ -43,7 +43,7 @@ def check_entry_weights(weights, X):
         same = np.array_equal(weights.indptr, X.indptr)
         if not (same and np.array_equal(weights.indices, X.indices)):
             raise ValueError(
-                "entry_weights must store exactly the positions that X stores (explicit zeros count as stored)."
+                "entry_weights must store exactly the positions that X stores, explicit zeros too."
             )
         weights = weights.data
     else:
@@ -65,11 +65,13 @@ def check_indices(indices, q, known, axis):
         if q == known:
             return np.arange(q)
         raise ValueError(
-            f"X has {q} columns, but the model has {known}: pass indices to say which columns they are."
+            f"X has {q} columns, but the model has {known}: pass indices to say which they are."
         )
     indices = np.asarray(indices)
     if indices.shape != (q,) or not np.issubdtype(indices.dtype, np.integer):
-        raise ValueError(f"indices must be {q} integers, one for each of the given {('rows', 'columns')[axis]}.")
+        raise ValueError(
+            f"indices must be {q} integers, one for each of the given {('rows', 'columns')[axis]}."
+        )
     if indices.min(initial=0) < 0 or len(np.unique(indices)) < q:
         raise ValueError("indices must be distinct and not negative.")
     return indices

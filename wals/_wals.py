@@ -30,8 +30,9 @@ _DTYPES = [np.float64, np.float32]
 class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Weighted alternating least squares factorization of a sparse matrix.
 
-    A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is approximated by
-    :math:`U V^T`, with factors U of shape (n, k) and V of shape (m, k) that minimise
+    A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is
+    approximated by :math:`U V^T`, with factors U of shape (n, k) and V of shape (m, k) that
+    minimise
 
     .. math::
 
@@ -47,12 +48,14 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         \lambda_i &= \lambda \Big(\sum_j w_{ij}\Big)^\nu, &
         \mu_j = \lambda \Big(\sum_i w_{ij}\Big)^\nu
 
-    with :math:`w_0` = `unobserved_weight`, w = `observed_weight`, R = `row_weights` and E = `entry_weights` of
-    `fit`, C = `col_weights`, :math:`\lambda` = `regularization` and :math:`\nu` = `regularization_exponent`.
+    with :math:`w_0` = `unobserved_weight`, w = `observed_weight`, R = `row_weights` and
+    E = `entry_weights` of `fit`, C = `col_weights`, :math:`\lambda` = `regularization` and
+    :math:`\nu` = `regularization_exponent`.
 
-    One *sweep* solves all rows with V fixed, or all columns with U fixed. One *iteration* is a row sweep and a
-    column sweep. This is the model of TensorFlow 1's ``WALSMatrixFactorization`` [1]_, of implicit-feedback
-    ALS [2]_ and, with ``regularization_exponent=1``, of its frequency-scaled form [3]_ [4]_.
+    One *sweep* solves all rows with V fixed, or all columns with U fixed. One *iteration* is a row
+    sweep and a column sweep. This is the model of TensorFlow 1's ``WALSMatrixFactorization`` [1]_,
+    of implicit-feedback ALS [2]_ and, with ``regularization_exponent=1``, of its frequency-scaled
+    form [3]_ [4]_.
 
     Parameters
     ----------
@@ -60,56 +63,65 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         The number of components k.
 
     unobserved_weight : float, default=0.1
-        The weight :math:`w_0 \ge 0` of every entry, stored or not. With 0 only stored entries count.
+        The weight :math:`w_0 \ge 0` of every entry, stored or not. With 0 only stored entries
+        count.
 
     observed_weight : float, default=1.0
-        The extra weight :math:`w \ge 0` of stored entries. With 0 every entry has the same weight, and all rows
-        share one system of equations.
+        The extra weight :math:`w \ge 0` of stored entries. With 0 every entry has the same weight,
+        and all rows share one system of equations.
 
     col_weights : None, array-like of shape (n_features,) or callable, default=None
-        Non-negative weights C of the columns; None stands for 1. A callable gets the number of stored entries of
-        each column, an int array of shape (n_features,), and returns the weights: see
-        `wals.weights.power_law`. Weights of the rows are passed to `fit`, so that cross-validation slices them.
+        Non-negative weights C of the columns; None stands for 1. A callable gets the number of
+        stored entries of each column, an int array of shape (n_features,), and returns the
+        weights: see `wals.weights.power_law`. Weights of the rows are passed to `fit`, so that
+        cross-validation slices them.
 
-    regularization : float, default=0.1
-        The strength :math:`\lambda \ge 0` of the L2 regularization.
+    regularization : float, default=5.0
+        The strength :math:`\lambda \ge 0` of the L2 regularization. The default is a compromise
+        for matrices of ones: with the other defaults it ranks held-out entries within 15 %
+        (NDCG@20) of the best value on each of three data sets, for which the best values are 1, 5
+        and 14. It scales with the weights.
 
     regularization_exponent : float, default=0.0
-        The power :math:`\nu \ge 0` of the total weight of a row or column that its regularization is
-        proportional to. 0 is plain L2; 1 regularizes an item in proportion to its data.
+        The power :math:`\nu \ge 0` of the total weight of a row or column that its regularization
+        is proportional to. 0 is plain L2; 1 regularizes an item in proportion to its data.
 
     implicit : bool, default=False
-        Whether the stored values are confidences rather than targets: the target of a stored value a is then 1
-        if a > 0 else 0, and \|a\| multiplies its entry weight [2]_.
+        Whether the stored values are confidences rather than targets: the target of a stored value
+        a is then 1 if a > 0 else 0, and \|a\| multiplies its entry weight [2]_.
 
     solver : {"auto", "exact", "cg"}, default="auto"
         How an item is solved in a sweep of `fit`.
 
-        - "exact": to working precision, by a Cholesky factorisation in as many dimensions as the item has
+        - "exact": to working precision, by a Cholesky factorisation in as many dimensions as the
+        item has
           stored entries or in k dimensions, whichever is cheaper.
         - "cg": by three warm-started steps of preconditioned conjugate gradients.
-        - "auto": by conjugate gradients until the residual is small, or exactly where that is cheaper. The final
+        - "auto": by conjugate gradients until the residual is small, or exactly where that is
+        cheaper. The final
           loss is within 1e-3 (relative) of that of "exact".
 
         The last row sweep of `fit`, and all projections, are exact.
 
     init : "random" or array-like of shape (n_features, n_components), default="random"
-        Where V starts. "random" draws uniformly from [0, 1 / sqrt(n_components)). Rows are solved first, so that
-        U has no start.
+        Where V starts. "random" draws uniformly from [0, 1 / sqrt(n_components)). Rows are solved
+        first, so that U has no start.
 
-    max_iter : int, default=15
-        The largest number of iterations.
+    max_iter : int, default=10
+        The largest number of iterations. On the same data, the quality of a ranking hardly changes
+        after 10; the loss still does.
 
     tol : float, default=0.0
-        Stop when the relative decrease of the loss over one iteration falls below this. With 0 all `max_iter`
-        iterations are run.
+        Stop when the relative decrease of the loss over one iteration falls below this. With 0 all
+        `max_iter` iterations are run.
 
     warm_start : bool, default=False
         Whether `fit` starts from the factors of the previous fit, if there was one.
 
     n_jobs : int, default=None
-        The number of threads inside a sweep. None stands for all that Numba may use (``NUMBA_NUM_THREADS``,
-        which joblib sets for its workers), -1 too. The result does not depend on it.
+        The number of threads inside a sweep. None stands for all that Numba may use
+        (``NUMBA_NUM_THREADS``, which joblib sets for its workers), -1 too. The result does not
+        depend on it.
 
     random_state : int, RandomState instance or None, default=None
         Determines the start. Pass an int for reproducible results across calls.
@@ -148,7 +160,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         Number of features seen during :term:`fit`.
 
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen during :term:`fit`. Defined only when `X` has feature names that are all strings.
+        Names of features seen during :term:`fit`. Defined only when `X` has feature names that are
+        all strings.
 
     See Also
     --------
@@ -157,21 +170,25 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     Notes
     -----
-    *Stored* means stored: an explicit zero of a sparse matrix is an observed entry with target 0. A dense array
-    stores its non-zeros. Duplicates are summed.
+    *Stored* means stored: an explicit zero of a sparse matrix is an observed entry with target 0.
+    A dense array stores its non-zeros. Duplicates are summed.
 
-    A row or column without stored entries has a factor of 0. A singular system, possible only without
-    regularization, gets the solution of minimum norm, and one warning tells how many there were.
+    A row or column without stored entries has a factor of 0. A singular system, possible only
+    without regularization, gets the solution of minimum norm, and one warning tells how many there
+    were.
 
     All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
 
     References
     ----------
     .. [1] ``tf.contrib.factorization.WALSMatrixFactorization``, TensorFlow 1.12, 2018.
-    .. [2] Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
-    .. [3] Zhou, Wilkinson, Schreiber and Pan, "Large-Scale Parallel Collaborative Filtering for the Netflix
+    .. [2] Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM
+    2008.
+    .. [3] Zhou, Wilkinson, Schreiber and Pan, "Large-Scale Parallel Collaborative Filtering for
+    the Netflix
        Prize", AAIM 2008.
-    .. [4] Rendle, Krichene, Zhang and Koren, "Revisiting the Performance of iALS on Item Recommendation
+    .. [4] Rendle, Krichene, Zhang and Koren, "Revisiting the Performance of iALS on Item
+    Recommendation
        Benchmarks", RecSys 2022.
 
     Examples
@@ -183,7 +200,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     >>> model.transform(X[30_000:]).shape
     (2711, 16)
     >>> print(f"{model.score(X[30_000:]):.3f}")
-    -0.157
+    -0.134
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -208,8 +225,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "verbose": ["verbose"],
     }
 
-    # With metadata routing, Pipeline.score hands sample_weight=None to every final step, and refuses those that
-    # do not know the name. None: known, neither requested nor refused.
+    # With metadata routing, Pipeline.score hands sample_weight=None to every final step, and
+    # refuses those that do not know the name. None: known, neither requested nor refused.
     __metadata_request__score = {"sample_weight": None}  # noqa: RUF012
 
     def __init__(
@@ -219,12 +236,12 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         unobserved_weight=0.1,
         observed_weight=1.0,
         col_weights=None,
-        regularization=0.1,
+        regularization=5.0,
         regularization_exponent=0.0,
         implicit=False,
         solver="auto",
         init="random",
-        max_iter=15,
+        max_iter=10,
         tol=0.0,
         warm_start=False,
         n_jobs=None,
@@ -272,8 +289,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def fit(self, X, y=None, *, row_weights=None, entry_weights=None):
         """Factorise X.
 
-        Runs up to `max_iter` iterations and one last row sweep, always exact, after which `row_factors_` is
-        optimal for `components_`.
+        Runs up to `max_iter` iterations and one last row sweep, always exact, after which
+        `row_factors_` is optimal for `components_`.
 
         Parameters
         ----------
@@ -287,18 +304,20 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             Non-negative weights R of the rows; None stands for 1.
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
-            Non-negative weights E of the stored entries of X. A sparse matrix stores the same positions as X.
+            Non-negative weights E of the stored entries of X. A sparse matrix stores the same
+            positions as X.
 
         Returns
         -------
         self : object
-            The fitted estimator. A fit that fails or is interrupted leaves the estimator as it was.
+            The fitted estimator. A fit that fails or is interrupted leaves the estimator as it
+            was.
 
         Raises
         ------
         ValueError
-            If X or a weight has a wrong shape, is complex, negative (weights) or not finite, or if a parameter is
-            out of its range.
+            If X or a weight has a wrong shape, is complex, negative (weights) or not finite, or if
+            a parameter is out of its range.
         """
         with _unchanged_on_error(self):
             self._fit(X, row_weights, entry_weights)
@@ -367,27 +386,31 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def partial_fit(self, X, y=None, *, indices=None, axis=0, weights=None):
         """Solve some rows or columns exactly, with the other side fixed, and store their factors.
 
-        To feed all rows in batches, and then all columns in batches, is one iteration of `fit`. The attributes
-        that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`) are removed, since they no longer hold.
+        To feed all rows in batches, and then all columns in batches, is one iteration of `fit`.
+        The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`) are removed,
+        since they no longer hold.
 
         Parameters
         ----------
         X : {array-like, sparse matrix}
-            The rows, of shape (q, n_features), or with ``axis=1`` the columns, of shape (n_samples, q).
+            The rows, of shape (q, n_features), or with ``axis=1`` the columns, of shape
+            (n_samples, q).
 
         y : Ignored
             Not used, present for API consistency by convention.
 
         indices : array-like of shape (q,), default=None
-            Where the rows or columns stand in the model. Numbers beyond its size let it grow; those in between
-            that were never given have a factor of 0. None appends the rows after those that the model has; it
-            stands for all columns with ``axis=1``.
+            Where the rows or columns stand in the model. Numbers beyond its size let it grow;
+            those in between that were never given have a factor of 0. None appends the rows after
+            those that the model has; it stands for all columns with ``axis=1``.
 
         axis : {0, 1}, default=0
-            0 for rows, 1 for columns. An unfitted model starts with rows, from columns as `init` says.
+            0 for rows, 1 for columns. An unfitted model starts with rows, from columns as `init`
+            says.
 
         weights : float or array-like of shape (q,), default=None
-            Their weights. None keeps the weights that the model has for them, and stands for 1 for new ones.
+            Their weights. None keeps the weights that the model has for them, and stands for 1 for
+            new ones.
 
         Returns
         -------
@@ -422,7 +445,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Initialise the model without rows."""
         if axis == 1:
             raise ValueError(
-                "The model has no rows yet: call partial_fit with rows (axis=0) before columns (axis=1)."
+                "The model has no rows yet: call partial_fit with axis=0 before axis=1."
             )
         X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
         self.col_weights_ = self._check_col_weights(X)
@@ -446,8 +469,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.
 
         weights : float or array-like of shape (q,), default=None
-            Non-negative weights of the projected rows or columns; None stands for 1. The weights of the fixed
-            side are the model's own.
+            Non-negative weights of the projected rows or columns; None stands for 1. The weights
+            of the fixed side are the model's own.
 
         Returns
         -------
@@ -458,11 +481,11 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_axis(axis)
         items = self._check_items(X, axis)
         factors, _, _ = self._project(items, axis, weights)
-        if axis == 1 and hasattr(X, "iloc"):
-            # set_output would index the factors of the columns by the rows of X.
-            if _get_output_config("transform", self)["dense"] == "pandas":
-                return type(X)(factors, index=X.columns)
-        return factors
+        if axis == 0 or not hasattr(X, "iloc"):
+            return factors
+        # set_output would index the factors of the columns by the rows of X.
+        to_pandas = _get_output_config("transform", self)["dense"] == "pandas"
+        return type(X)(factors, index=X.columns) if to_pandas else factors
 
     def inverse_transform(self, U, *, pattern=None):
         """Compute the approximation of X from factors of its rows.
@@ -586,15 +609,15 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return check_weights(self.col_weights, X.shape[1], "col_weights")
 
     def _check_items(self, X, axis):
-        """Return the rows, or columns, to solve as the rows of a CSR matrix in the precision of the model."""
+        """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
         options = {"accept_sparse": "csr", "dtype": self.components_.dtype, "order": "C"}
         if axis == 0:
             return as_csr(validate_data(self, X, reset=False, **options))
         X = as_csr(check_array(X, **options))
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
-                f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with axis=1, X holds "
-                "columns over the rows of the fit."
+                f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
+                "axis=1, X holds columns over the rows of the fit."
             )
         return X.T.tocsr()
 

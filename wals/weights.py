@@ -8,18 +8,20 @@ class power_law(BaseEstimator):
     """Weights proportional to a power of the number of stored entries.
 
     An instance is a function of the counts that pickles, clones, and takes part in a grid search:
-    ``col_weights__exponent`` is a parameter of `wals.WALS` when its `col_weights` is a `power_law`.
+    ``col_weights__exponent`` is a parameter of `wals.WALS` when its `col_weights` is a
+    `power_law`.
 
     Parameters
     ----------
     exponent : float
-        The power. Negative values give frequent items less weight, positive ones more, and 0 all the same.
+        The power. Negative values give frequent items less weight, positive ones more, and 0 all
+        the same.
 
     Notes
     -----
-    The weight of an item with c entries is proportional to max(c, 1)**exponent. The weights are scaled so that
-    their mean over the stored entries, sum(counts * weights) / sum(counts), is 1; over the items if there are no
-    entries at all.
+    The weight of an item with c entries is proportional to max(c, 1)**exponent. The weights are
+    scaled so that their mean over the stored entries, sum(counts * weights) / sum(counts), is 1;
+    over the items if there are no entries at all.
 
     Examples
     --------
