@@ -34,6 +34,7 @@ SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
 def test_scenario(layer, scenario):
     # More threads than this machine may have: three of them show an odd partition.
     env = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "3"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     run = subprocess.run(
         [sys.executable, "-W", "error", SCENARIOS, scenario],
         env=env,
