@@ -57,6 +57,22 @@ def test_section_restores_threads_on_error():
     assert state() == before
 
 
+def test_interrupt_while_threads_are_restored(monkeypatch):
+    real, calls, before = numba.set_num_threads, [], numba.get_num_threads()
+
+    def interrupted(n):
+        calls.append(n)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(n)
+
+    monkeypatch.setattr(numba, "set_num_threads", interrupted)
+    with pytest.raises(KeyboardInterrupt), parallel_section(1, 1e9):
+        pass
+    assert calls == [1, before, before]
+    assert numba.get_num_threads() == before
+
+
 @pytest.mark.parametrize("n", [1, 2, 47, 48, 49, 1000])
 def test_shards_cover_all_items_at_about_equal_cost(n):
     costs = np.random.default_rng(n).pareto(1.5, n) + 1

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import reference
 import scipy.sparse as sp
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import LinAlgWarning
@@ -12,6 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from wals import WALS
+from wals.datasets import load_msweb
 from wals.weights import power_law
 
 
@@ -300,6 +302,50 @@ def test_fewer_columns_than_components_without_regularization(dtype):
         assert_allclose(model.row_factors_[i], expected, rtol=tol, atol=tol)
 
 
+@pytest.mark.parametrize("k", [5, 8, 16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_entry_less_than_components(k, dtype):
+    # The pivots of such a system are all above rounding, but for the last.
+    rng = np.random.default_rng(k)
+    V0 = rng.uniform(size=(50, k)).astype(dtype)
+    columns = np.array([rng.choice(50, k - 1, replace=False) for _ in range(200)])
+    X = sp.csr_matrix(
+        (
+            rng.normal(size=columns.size).astype(dtype),
+            columns.ravel(),
+            range(0, columns.size + 1, k - 1),
+        ),
+        shape=(200, 50),
+    )
+    model = make(k, unobserved_weight=0, regularization=0, init=V0, max_iter=0)
+    with pytest.warns(LinAlgWarning, match="200 of 200 rows"):
+        model.fit(X)
+    for i in range(200):
+        row = X[i]
+        expected = np.linalg.lstsq(V0[row.indices].astype(float), row.data, rcond=None)[0]
+        tol = 1e-8 if dtype == np.float64 else 1e-2
+        assert np.linalg.norm(model.row_factors_[i]) <= (1 + tol) * np.linalg.norm(expected)
+
+
+def test_minimum_norm_in_float32_ignores_rounding():
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        V0 = np.repeat(rng.uniform(size=(20, 1)), 5, axis=1).astype(np.float32)
+        X = random_csr(30, 20, 0.3, seed=seed, dtype=np.float32)
+        model = make(5, unobserved_weight=1e-8, regularization=0, init=V0, max_iter=0)
+        with pytest.warns(LinAlgWarning):
+            model.fit(X)
+        assert np.abs(model.row_factors_).max() < 10
+
+
+@pytest.mark.parametrize("w0", [0.0, 1e-4, 1e-3, 3e-3, 1e-2, 1.0])
+def test_auto_ends_close_to_exact(w0):
+    X = load_msweb()[:6000]
+    model = make(64, unobserved_weight=w0, max_iter=5, random_state=0)
+    exact = clone(model).set_params(solver="exact").fit(X)
+    assert model.fit(X).loss_ == pytest.approx(exact.loss_, rel=1e-3)
+
+
 def test_weights_may_be_scalars_arrays_or_functions(X, model):
     expected = clone(model).set_params(observed_weight=6.0).fit(X)
     model.set_params(col_weights=np.full(25, 2.0)).fit(X, row_weights=3.0)
@@ -405,6 +451,7 @@ def test_corrupt_csr(X, model):
         (np.r_[np.ones(39), np.inf], "row_weights contains infinity"),
         (np.ones(40) * 1j, "Complex data"),
         (-1.0, "Negative weight"),
+        (power_law(0.5), "row_weights must be numbers, not a function"),
     ],
 )
 def test_bad_row_weights(X, model, weights, message):
@@ -473,6 +520,8 @@ def test_wrong_shapes_after_fit(X, model):
         model.transform(X, axis=2)
     with pytest.raises(ValueError, match="U has 3 columns"):
         model.inverse_transform(model.row_factors_[:, :3])
+    with pytest.raises(ValueError, match="'unobserved_weight' parameter"):
+        clone(model).fit(X).set_params(unobserved_weight=-1).transform(X)
     with pytest.raises(ValueError, match="pattern has shape"):
         model.inverse_transform(model.row_factors_, pattern=X[:3])
 
@@ -558,6 +607,14 @@ def test_warm_start_of_cg_does_not_rise(X, solver):
     assert model.fit(X).loss_curve_[0] <= loss * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tol_of_zero_runs_all_iterations(dtype):
+    X = random_csr(12, 9, 0.4, dtype=dtype)
+    model = make(2, max_iter=150, solver="exact", random_state=0).fit(X)
+    assert model.n_iter_ == 150
+    assert len(model.loss_curve_) == 301
+
+
 def test_random_state(X, model):
     assert_same_model(clone(model).fit(X), clone(model).fit(X))
     other = clone(model).set_params(random_state=1).fit(X)
@@ -603,6 +660,10 @@ def test_inverse_transform(X, model):
     assert sparse.format == "csr"
     assert_array_equal(sparse.indices, X.indices)
     assert_allclose(sparse.data, dense[X.nonzero()], rtol=1e-12)
+    before = X.indices.copy()
+    sparse.data[:50] = 0
+    sparse.eliminate_zeros()
+    assert_array_equal(X.indices, before)
 
 
 def test_evaluate(X, model):
@@ -673,6 +734,37 @@ def test_partial_fit_updates_and_grows(X, model):
     assert model.transform(random_csr(3, 26)).shape == (3, 4)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_penalty_after_growth(X, model, axis):
+    model.set_params(regularization_exponent=1, col_weights=np.linspace(0.5, 2, 25))
+    new = np.arange(30, 40) if axis == 0 else np.arange(20, 25)
+    row_weights = np.linspace(2, 1, 40)
+    if axis == 0:
+        model.partial_fit(X[:20], weights=row_weights[:20])
+        model.partial_fit(X[20:30], weights=row_weights[20:30])
+        model.partial_fit(X[30:], weights=row_weights[30:])
+        result = model.evaluate(X, weights=row_weights)
+    else:
+        weights, model.col_weights = model.col_weights, model.col_weights[:20]
+        model.fit(X[:, :20], row_weights=row_weights)
+        model.partial_fit(X[:, 20:], indices=new, weights=weights[20:], axis=1)
+        model.col_weights = weights
+        result = model.evaluate(X, axis=1, weights=weights)
+    problem = reference.make_problem(
+        X,
+        row_weights=row_weights,
+        col_weights=model.col_weights,
+        regularization=0.1,
+        regularization_exponent=1,
+    )
+    if axis == 0:
+        expected = reference.loss(problem, model.row_factors_, model.col_factors_)
+    else:
+        V = model.transform(X, axis=1, weights=weights)
+        expected = reference.loss(problem, model.row_factors_, V)
+    assert result["loss"] == pytest.approx(expected, rel=1e-12)
+
+
 def test_partial_fit_on_read_only_factors(X, model):
     model.fit(X)
     for array in (model.row_factors_, model.components_):
@@ -688,6 +780,7 @@ def test_partial_fit_on_read_only_factors(X, model):
         ({"indices": [0.0, 1.0]}, "indices must be 2 integers"),
         ({"indices": [-1, 1]}, "distinct and not negative"),
         ({"indices": [1, 1]}, "distinct and not negative"),
+        ({"indices": np.array([1, 1], dtype=np.uint8)}, "distinct and not negative"),
         ({"weights": [1.0]}, "weights has shape"),
         ({"axis": 1}, "X has 2 rows, but WALS was fitted on 40"),
         ({"axis": 2}, "axis must be"),

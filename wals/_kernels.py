@@ -73,6 +73,7 @@ class Plan(NamedTuple):
     max_dual: int  # the largest number of entries of an item on the dual path, at most CHUNK
     max_steps: int  # of CG
     tol: float  # CG stops after a step that lowers the objective by no more than this part
+    complete: bool  # whether to solve exactly what takes more steps than that
 
 
 class _Work(NamedTuple):
@@ -141,7 +142,7 @@ def _residual(items, fixed, i, start, stop, base, work):
 
 
 @jit_inline
-def _factorise_primal(items, fixed, i, start, stop, base, work):
+def _solve_primal(items, fixed, i, start, stop, base, work):
     """Factorise A = base I + P^T E P and set x = A^-1 P^T g; False if A is singular."""
     system, coef, x, p = work.system, work.coef, work.x, work.p
     k, w0 = x.size, fixed.unobserved_weight
@@ -171,7 +172,7 @@ def _factorise_primal(items, fixed, i, start, stop, base, work):
 
 
 @jit_inline
-def _factorise_dual(fixed, count, work):
+def _solve_dual(fixed, count, work):
     """Factorise I + F P P^T F, F = E^1/2, and set x = P^T F y with (I + F P P^T F) y = F^-1 g.
 
     An e_j of 0 is moved to 1e-20 w0, which changes nothing at working precision and keeps F^-1
@@ -200,7 +201,7 @@ def _factorise_dual(fixed, count, work):
 
 
 @jit_inline
-def _solve_dual(count, work):
+def _correct_dual(count, work):
     """Set p = (I + P^T E P)^-1 r = r - P^T F (I + F P P^T F)^-1 F P r (Woodbury)."""
     transposed, coef, p = work.transposed, work.coef, work.p
     for t in range(count):
@@ -225,15 +226,15 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
     """
     x, r, p = work.x, work.r, work.p
     if dual:
-        if not _factorise_dual(fixed, stop - start, work):
+        if not _solve_dual(fixed, stop - start, work):
             return np.nan
-    elif not _factorise_primal(items, fixed, i, start, stop, base, work):
+    elif not _solve_primal(items, fixed, i, start, stop, base, work):
         return np.nan
     enough = (np.finfo(p.dtype).eps / 4) ** 2
     for _ in range(4):
         objective = _residual(items, fixed, i, start, stop, base, work)
         if dual:
-            _solve_dual(stop - start, work)
+            _correct_dual(stop - start, work)
         else:
             for c in range(x.size):
                 p[c] = r[c]
@@ -251,11 +252,11 @@ def _solve_exact(items, fixed, i, start, stop, base, dual, work):
 
 
 @jit
-def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
+def _solve_cg(items, fixed, i, start, stop, max_steps, tol, complete, warm, work):
     """Take conjugate gradient steps on (I + P^T E P) x = b from x; return the objective.
 
     A step of length alpha along p lowers the objective by alpha |r|^2. The last step is the first
-    that lowers it by no more than tol of it.
+    that lowers it by no more than tol of it. If there was none, and `complete`, returns NaN.
     """
     w0, x, b, r, p, q, v = fixed.unobserved_weight, work.x, work.b, work.r, work.p, work.q, work.v
     k = x.size
@@ -279,8 +280,10 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
     rr = dot(r, r)
     # L_i(x) = sum_S (w0 + e_j) a_j^2 - x.(b + r)
     objective = constant - dot(x, b) - dot(x, r)
+    noise = np.finfo(p.dtype).eps * constant
     for _ in range(max_steps):
         if rr == 0:
+            complete = False
             break
         for c in range(k):
             q[c] = p[c]
@@ -295,12 +298,13 @@ def _solve_cg(items, fixed, i, start, stop, max_steps, tol, warm, work):
         for c in range(k):
             x[c] += alpha * p[c]
             r[c] -= alpha * q[c]
-        if decrease <= tol * objective:
+        if decrease <= max(tol * objective, noise):
+            complete = False
             break
         previous, rr = rr, dot(r, r)
         for c in range(k):
             p[c] = r[c] + rr / previous * p[c]
-    return constant - dot(x, b) - dot(x, r)
+    return np.nan if complete else constant - dot(x, b) - dot(x, r)
 
 
 @jit_inline
@@ -328,16 +332,17 @@ def _solve_item(items, fixed, i, plan, warm, x, work):
             scale[c] = 1
     if stop - start <= CHUNK:
         _gather(items, fixed, i, start, stop, work)
-    steps, warm = plan.max_steps, warm and base > 0
+    steps, complete, warm = plan.max_steps, plan.complete, warm and base > 0
     if items.weights[i] == 0:  # the system is the identity, for which one step from 0 is exact
-        steps, warm = 1, False
+        steps, complete, warm = 1, False, False
     elif plan.paths[i] != CG or base == 0.0:
         steps, warm = 0, False
     for c in range(k):
         work.x[c] = x[c] / scale[c] if warm and scale[c] > 0 else 0.0
+    objective = np.nan
     if steps > 0:
-        objective = _solve_cg(items, fixed, i, start, stop, steps, plan.tol, warm, work)
-    else:
+        objective = _solve_cg(items, fixed, i, start, stop, steps, plan.tol, complete, warm, work)
+    if np.isnan(objective) and (base > 0 or stop - start >= k):
         dual = plan.paths[i] == DUAL and base > 0
         objective = _solve_exact(items, fixed, i, start, stop, base, dual, work)
     for c in range(k):

@@ -27,16 +27,15 @@ _WORK_PER_THREAD = 500_000
 
 _lock = threading.RLock()
 _controller = None
-_limiter = None
+_blas_limits = []
 _fork_unsafe = False
 
 
 def _after_fork_in_child():
-    global _lock, _limiter, _fork_unsafe
+    global _lock, _blas_limits, _fork_unsafe
     _lock = threading.RLock()
-    if _limiter is not None:
-        _limiter.restore_original_limits()
-        _limiter = None
+    _restore(_blas_limits, None)
+    _blas_limits = []
     try:
         numba.threading_layer()
     except ValueError:  # no thread had been started: this process may start its own
@@ -71,23 +70,42 @@ def parallel_section(n_threads, work):
     ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first,
     last, *args)`` handles one of the shards.
     """
-    global _controller, _limiter
+    global _blas_limits
     with _lock:
-        if _controller is None:
-            _controller = ThreadpoolController()
+        blas = _blas_libraries()
+        limits = [(library, library.num_threads) for library in blas]
         before = numba.get_num_threads()
-        nested, _limiter = _limiter, _controller.limit(limits=1, user_api="blas")
+        nested, _blas_limits = _blas_limits, limits
         try:
+            for library in blas:
+                library.set_num_threads(1)
             if _fork_unsafe:
                 yield _run_serially
             else:
                 numba.set_num_threads(min(n_threads, 1 + int(work / _WORK_PER_THREAD)))
                 yield _run_in_parallel
         finally:
-            _limiter.restore_original_limits()
-            _limiter = nested
-            if not _fork_unsafe:
-                numba.set_num_threads(before)
+            try:
+                _restore(limits, before)
+            except BaseException:  # a KeyboardInterrupt must not leave the process on one thread
+                _restore(limits, before)
+                raise
+            finally:
+                _blas_limits = nested
+
+
+def _blas_libraries():
+    global _controller
+    if _controller is None:
+        _controller = ThreadpoolController()
+    return [library for library in _controller.lib_controllers if library.user_api == "blas"]
+
+
+def _restore(limits, n_threads):
+    for library, n in limits:
+        library.set_num_threads(n)
+    if n_threads is not None and not _fork_unsafe:
+        numba.set_num_threads(n_threads)
 
 
 def _run_in_parallel(driver, body, shards, *args):

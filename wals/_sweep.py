@@ -12,10 +12,12 @@ from ._parallel import make_shards, parallel_section
 _EXACT_PASSES = 1 + 2 + 2 + 2
 _CG_PASSES = 1 + 2 + 2
 #: Steps that an item takes at most, and when to stop before: see `_kernels._solve_cg`. With these,
-#: the loss ends within 1e-3 of that of exact solves on all data that was tried, for
-#: unobserved_weight >= 0.01.
+#: the loss of "auto" ends within 1e-3 of that of "exact" on all data that was tried.
 _CG_STEPS = {"exact": 0, "cg": 6, "auto": 20}
-_CG_TOL = {"exact": 0.0, "cg": 1e-5, "auto": 1e-4}
+_CG_TOL = {"exact": 0.0, "cg": 1e-5, "auto": 1e-5}
+#: "auto" leaves to Cholesky the items whose stored entries outweigh the unstored ones by more than
+#: this: they are far from the part that all items share, in which CG starts.
+_LEAST_RATIO = 0.002
 #: Steps that "auto" takes on average, to tell what is cheaper.
 _USUAL_STEPS = 3
 
@@ -46,13 +48,14 @@ class Side(NamedTuple):
     weights: np.ndarray  # (n,)
     other_weights: np.ndarray  # (m,)
     mass: np.ndarray  # (n,) sum_j w_ij, over stored and unstored entries
+    ratio: np.ndarray  # (n,) unobserved weight over the mean extra weight of the stored entries
     plan: kernels.Plan
     shards: np.ndarray  # (n_shards, 2)
     work: float  # multiply-adds of a sweep
 
     def replan(self, k, solver):
         """Return the same items, to be solved by another solver."""
-        plan, shards, work = make_plan(self.items.indptr, k, solver)
+        plan, shards, work = make_plan(self.items.indptr, self.ratio, k, solver)
         return self._replace(plan=plan, shards=shards, work=work)
 
 
@@ -109,12 +112,15 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
     shards = make_shards(np.diff(X.indptr) + 1.0)
     with parallel_section(n_threads, X.nnz) as run:
         run(kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass)
-    mass += objective.unobserved_weight * m
+    w0, extra = objective.unobserved_weight, np.maximum(mass, np.finfo(np.float64).tiny)
+    ratio = w0 * np.diff(X.indptr) / extra
+    mass += w0 * m
     items = items._replace(ridge=_constant(objective.ridge(mass)))
-    return Side(items, weights, other_weights, mass, *make_plan(X.indptr, k, solver))
+    plan = make_plan(X.indptr, ratio, k, solver)
+    return Side(items, weights, other_weights, mass, ratio, *plan)
 
 
-def make_plan(indptr, k, solver):
+def make_plan(indptr, ratio, k, solver):
     """Choose the cheapest path for each item, and shards of equal cost.
 
     Costs are counted in multiply-adds.
@@ -122,6 +128,8 @@ def make_plan(indptr, k, solver):
     Parameters
     ----------
     indptr : ndarray of shape (n + 1,)
+    ratio : ndarray of shape (n,)
+        See `Side`.
     k : int
         Number of components.
     solver : {"exact", "cg", "auto"}
@@ -139,6 +147,8 @@ def make_plan(indptr, k, solver):
     dual[s > min(k, kernels.CHUNK)] = np.inf
     primal = s * k**2 / 2 + k**3 / 6 + _EXACT_PASSES * s * k
     cg = (_CG_PASSES + 2 * _USUAL_STEPS) * s * k
+    if solver == "auto":
+        cg[ratio < _LEAST_RATIO] = np.inf
     costs = {
         "exact": (dual, primal, never),
         "cg": (never, never, cg),
@@ -148,7 +158,9 @@ def make_plan(indptr, k, solver):
     on_dual = s[paths == kernels.DUAL]
     max_dual = int(on_dual.max()) if on_dual.size else 0
     costs = np.min(costs, axis=0) + 4.0 * k
-    plan = kernels.Plan(_constant(paths), max_dual, _CG_STEPS[solver], _CG_TOL[solver])
+    plan = kernels.Plan(
+        _constant(paths), max_dual, _CG_STEPS[solver], _CG_TOL[solver], complete=solver == "auto"
+    )
     return plan, make_shards(costs), float(costs.sum())
 
 
@@ -173,6 +185,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
     """
     w0, n, k = objective.unobserved_weight, *factors.shape
     fixed = _constant(fixed)
+    warm = warm and side.plan.max_steps > 0
     objectives, squares, singular = np.empty(n), np.empty(n), np.empty(n, dtype=bool)
     work = side.work + (n + len(fixed)) * k**2
     with parallel_section(n_threads, work) as run:
@@ -233,6 +246,9 @@ def _solve_least_norm(items, fixed, i):
         e, a = e * np.abs(a), (a > 0).astype(np.float64)
     B, w0 = fixed.factors[j].astype(np.float64), fixed.unobserved_weight
     D = fixed.spectrum + items.ridge[i]
+    if w0 > 0:  # where D vanishes, B is rounding
+        vanishing = len(D) * np.finfo(np.float64).eps * fixed.spectrum[-1] >= D
+        D[vanishing] = B[:, vanishing] = 0
     # As in the dual: an e_j of 0 is as good as 0 and keeps E^-1/2 finite.
     F = np.sqrt(np.maximum(e, 1e-20 * w0))
     M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])

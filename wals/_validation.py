@@ -22,6 +22,8 @@ def check_axis(axis):
 
 def check_weights(weights, n, name):
     """Return weights as a float64 array of shape (n,)."""
+    if callable(weights):
+        raise ValueError(f"{name} must be numbers, not a function: call it on the counts first.")
     if weights is None or np.ndim(weights) == 0:
         weights = np.full(n, 1.0 if weights is None else weights)
     weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name, copy=True)
@@ -72,6 +74,7 @@ def check_indices(indices, q, known, axis):
         raise ValueError(
             f"indices must be {q} integers, one for each of the given {('rows', 'columns')[axis]}."
         )
+    indices = indices.astype(np.intp)
     if indices.min(initial=0) < 0 or len(np.unique(indices)) < q:
         raise ValueError("indices must be distinct and not negative.")
     return indices

@@ -96,7 +96,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         - "exact": to working precision, by a Cholesky factorisation in as many dimensions as the
         item has
           stored entries or in k dimensions, whichever is cheaper.
-        - "cg": by three warm-started steps of preconditioned conjugate gradients.
+        - "cg": by up to six warm-started steps of preconditioned conjugate gradients.
         - "auto": by conjugate gradients until the residual is small, or exactly where that is
         cheaper. The final
           loss is within 1e-3 (relative) of that of "exact".
@@ -363,7 +363,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             progress.add("rows", swept, n_iter)
             swept = sweep(cols, V, U, objective, warm=True, n_threads=n_threads)
             progress.add("columns", swept, n_iter)
-            if progress.relative_decrease() < self.tol:
+            if self.tol > 0 and progress.relative_decrease() < self.tol:
                 converged = True
                 break
         rows = rows.replan(self.n_components, "exact")
@@ -388,7 +388,10 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         To feed all rows in batches, and then all columns in batches, is one iteration of `fit`.
         The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`) are removed,
-        since they no longer hold.
+        since they no longer hold. The factors are changed in place unless the model grows.
+
+        Callable `col_weights` see the counts of the first batch alone: pass an array where
+        batches must add up to a fit.
 
         Parameters
         ----------
@@ -434,10 +437,14 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             old = indices < known
             weights[old] = self._weights(axis)[indices[old]]
         factors, side, _ = self._project(X, axis, weights)
+        # New items add their stored entries to the weight of the other side.
+        new = indices >= known
+        added = self._side(X[new].T.tocsr(), self._weights(1 - axis), side.weights[new])
         self._grow(axis, indices.max(initial=-1) + 1)
         self._factors(axis)[indices] = factors
         self._weights(axis)[indices] = side.weights
         self._mass(axis)[indices] = side.mass
+        self._mass(1 - axis)[:] += added.mass - self.unobserved_weight * np.count_nonzero(new)
         for name in ("loss_", "rwse_", "loss_curve_"):
             vars(self).pop(name, None)
 
@@ -516,7 +523,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         pattern.check_format(full_check=True)
         n_threads = effective_n_threads(self.n_jobs)
         values = sampled_product(U, self.col_factors_, pattern, n_threads=n_threads)
-        return sp.csr_array((values, pattern.indices, pattern.indptr), shape=pattern.shape)
+        structure = (pattern.indices.copy(), pattern.indptr.copy())
+        return sp.csr_array((values, *structure), shape=pattern.shape)
 
     def score(self, X, y=None, *, row_weights=None):
         """Return minus the RWSE of X after projecting its rows: greater is better.
@@ -623,17 +631,21 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _project(self, X, axis, weights):
         """Solve the rows of X exactly; return their factors, the side and what the sweep told."""
-        objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
+        self._validate_params()
         weights = check_weights(weights, X.shape[0], "weights")
         fixed = self._factors(1 - axis)
         factors = np.zeros((X.shape[0], fixed.shape[1]), dtype=X.dtype)
-        side = make_side(
-            X, weights, self._weights(1 - axis), None, objective, fixed.shape[1], "exact", n_threads
-        )
-        swept = sweep(side, factors, fixed, objective, n_threads=n_threads)
+        side = self._side(X, weights, self._weights(1 - axis))
+        n_threads = effective_n_threads(self.n_jobs)
+        swept = sweep(side, factors, fixed, self._objective(), n_threads=n_threads)
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         _warn_singular(n_singular, (X.shape[0],) * 2)
         return factors, side, swept
+
+    def _side(self, X, weights, other_weights):
+        """Return the rows of X, with these weights, to be solved exactly."""
+        k, n_threads = self.components_.shape[0], effective_n_threads(self.n_jobs)
+        return make_side(X, weights, other_weights, None, self._objective(), k, "exact", n_threads)
 
     def _factors(self, axis):
         return self.row_factors_ if axis == 0 else self.col_factors_
@@ -646,24 +658,24 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self._row_mass if axis == 0 else self._col_mass
 
     def _grow(self, axis, size):
-        """Make room for `size` rows, or columns, and make the arrays of that side writable."""
+        """Make room for `size` rows, or columns, in arrays that can be written to."""
         factors, weights, mass = self._factors(axis), self._weights(axis), self._mass(axis)
-        missing = max(0, size - len(factors))
+        w0, missing = float(self.unobserved_weight), max(0, size - len(factors))
         if missing or not all(a.flags.writeable for a in (factors, weights, mass)):
-            w0 = float(self.unobserved_weight)
             n_other = len(self._factors(1 - axis))
             factors = np.pad(factors, [(0, missing), (0, 0)])
             weights = np.pad(weights, (0, missing), constant_values=1.0)
             mass = np.pad(mass, (0, missing), constant_values=w0 * n_other)
-            if axis == 0:
-                self.row_factors_, self.row_weights_, self._row_mass = factors, weights, mass
-                self._col_mass = self._col_mass + w0 * missing
-            else:
-                self.components_, self.col_weights_, self._col_mass = factors.T, weights, mass
-                self._row_mass = self._row_mass + w0 * missing
-                self.n_features_in_ = len(factors)
-                if missing:
-                    vars(self).pop("feature_names_in_", None)
+        other_mass = self._mass(1 - axis) + w0 * missing
+        if axis == 0:
+            self.row_factors_, self.row_weights_ = factors, weights
+            self._row_mass, self._col_mass = mass, other_mass
+        else:
+            self.components_, self.col_weights_ = factors.T, weights
+            self._row_mass, self._col_mass = other_mass, mass
+            self.n_features_in_ = len(factors)
+            if missing:
+                vars(self).pop("feature_names_in_", None)
 
 
 _NAMES = ("rows", "columns")
@@ -680,7 +692,7 @@ class _Progress:
         self.started = time.perf_counter()
 
     def add(self, side, swept, n_iter):
-        data_loss = swept.loss - swept.penalty
+        data_loss = max(swept.loss - swept.penalty, 0.0)
         self.penalties[side] = swept.penalty
         self.n_singular[side] = swept.n_singular
         self.losses.append(data_loss + sum(self.penalties.values()))
@@ -713,7 +725,7 @@ def _unchanged_on_error(estimator):
 
 
 def _rwse(data_loss, sum_weights):
-    return float(np.sqrt(max(data_loss, 0.0) / sum_weights)) if sum_weights > 0 else 0.0
+    return float(np.sqrt(data_loss / sum_weights)) if sum_weights > 0 else 0.0
 
 
 def _warn_singular(n_singular, n_items):
