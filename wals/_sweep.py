@@ -112,8 +112,9 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
     shards = make_shards(np.diff(X.indptr) + 1.0)
     with parallel_section(n_threads, X.nnz) as run:
         run(kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass)
-    w0, extra = objective.unobserved_weight, np.maximum(mass, np.finfo(np.float64).tiny)
-    ratio = w0 * np.diff(X.indptr) / extra
+    w0 = objective.unobserved_weight
+    with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
+        ratio = w0 * np.diff(X.indptr) / mass
     mass += w0 * m
     items = items._replace(ridge=_constant(objective.ridge(mass)))
     plan = make_plan(X.indptr, ratio, k, solver)
