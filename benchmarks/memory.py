@@ -9,18 +9,14 @@ code was cached.
 
 import argparse
 import multiprocessing
-import resource
 
 import numpy as np
 
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory(key):
+    """Return a line of /proc/self/status in bytes: VmRSS is resident now, VmHWM at most so far."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 
 def fit(arrays, shape, k, solver, queue):
@@ -28,12 +24,12 @@ def fit(arrays, shape, k, solver, queue):
 
     from wals import WALS
 
-    bare = resident()
+    bare = memory("VmRSS")
     X = sp.csr_matrix(tuple(np.load(path) for path in arrays), shape=shape)
     model = WALS(k, max_iter=2, solver=solver, random_state=0).fit(X)
     least = 2 * (X.data.nbytes + X.indices.nbytes) + 8 * sum(shape) + 4 * k * sum(shape)
     assert model.components_.dtype == np.float32
-    queue.put((peak() - bare, least))
+    queue.put((memory("VmHWM") - bare, least))
 
 
 def main():
