@@ -42,6 +42,8 @@ CHUNK = 512
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
+#: An extra weight, relative to the unobserved one, that is 0 to working precision.
+LEAST_EXTRA = 1e-20
 _EPS = np.finfo(np.float64).eps
 
 
@@ -99,19 +101,35 @@ class _Work(NamedTuple):
 
 
 @jit
+def _entry(items, other_weights, i, t):
+    """Return e_j and a_j of entry t, which is of item i."""
+    a = np.float64(items.data[t])
+    e = items.weights[i] * other_weights[items.indices[t]]
+    if items.entry_weights.size:
+        e *= items.entry_weights[t]
+    if items.implicit:
+        e *= abs(a)
+        a = 1.0 if a > 0 else 0.0
+    return e, a
+
+
+@jit
+def entries(items, other_weights, i):
+    """Return e_j and a_j of all entries of item i, in float64."""
+    start, stop = items.indptr[i], items.indptr[i + 1]
+    e, a = np.empty(stop - start), np.empty(stop - start)
+    for t in range(start, stop):
+        e[t - start], a[t - start] = _entry(items, other_weights, i, t)
+    return e, a
+
+
+@jit
 def _gather(items, fixed, i, start, stop, work):
     """Gather p_j, e_j and a_j of the stored entries start:stop of item i."""
     scale, rows = work.scale, work.rows
     for t in range(start, stop):
-        j, a = items.indices[t], np.float64(items.data[t])
-        e = items.weights[i] * fixed.weights[j]
-        if items.entry_weights.size:
-            e *= items.entry_weights[t]
-        if items.implicit:
-            e *= abs(a)
-            a = 1.0 if a > 0 else 0.0
-        work.extra[t - start] = e
-        work.target[t - start] = a
+        j = items.indices[t]
+        work.extra[t - start], work.target[t - start] = _entry(items, fixed.weights, i, t)
         for c in range(scale.size):
             rows[t - start, c] = scale[c] * fixed.factors[j, c]
 
@@ -175,13 +193,12 @@ def _solve_primal(items, fixed, i, start, stop, base, work):
 def _solve_dual(fixed, count, work):
     """Factorise I + F P P^T F, F = E^1/2, and set x = P^T F y with (I + F P P^T F) y = F^-1 g.
 
-    An e_j of 0 is moved to 1e-20 w0, which changes nothing at working precision and keeps F^-1
-    finite.
+    An e_j of 0 is moved to LEAST_EXTRA w0, which keeps F^-1 finite.
     """
     system, transposed, coef = work.system, work.transposed, work.coef
     k, w0 = work.x.size, fixed.unobserved_weight
     for t in range(count):
-        root = np.sqrt(max(work.extra[t], 1e-20 * w0))
+        root = np.sqrt(max(work.extra[t], LEAST_EXTRA * w0))
         for c in range(k):
             transposed[c, t] = root * work.rows[t, c]
         coef[t] = (w0 + work.extra[t]) * work.target[t] / root if root > 0 else 0.0
@@ -470,13 +487,8 @@ def extra_weights_shard(first, last, items, other_weights, out):
     for i in range(first, last):
         total = 0.0
         for t in range(items.indptr[i], items.indptr[i + 1]):
-            e = np.float64(other_weights[items.indices[t]])
-            if items.entry_weights.size:
-                e *= items.entry_weights[t]
-            if items.implicit:
-                e *= abs(items.data[t])
-            total += e
-        out[i] = items.weights[i] * total
+            total += _entry(items, other_weights, i, t)[0]
+        out[i] = total
 
 
 @jit_parallel

@@ -239,19 +239,13 @@ def _solve_least_norm(items, fixed, i):
         Whether M has not full rank.
     """
     stored = slice(items.indptr[i], items.indptr[i + 1])
-    j, a = items.indices[stored], items.data[stored].astype(np.float64)
-    e = items.weights[i] * fixed.weights[j]
-    if items.entry_weights.size:
-        e = e * items.entry_weights[stored]
-    if items.implicit:
-        e, a = e * np.abs(a), (a > 0).astype(np.float64)
-    B, w0 = fixed.factors[j].astype(np.float64), fixed.unobserved_weight
+    e, a = kernels.entries(items, fixed.weights, i)
+    B, w0 = fixed.factors[items.indices[stored]].astype(np.float64), fixed.unobserved_weight
     D = fixed.spectrum + items.ridge[i]
     if w0 > 0:  # where D vanishes, B is rounding
         vanishing = len(D) * np.finfo(np.float64).eps * fixed.spectrum[-1] >= D
         D[vanishing] = B[:, vanishing] = 0
-    # As in the dual: an e_j of 0 is as good as 0 and keeps E^-1/2 finite.
-    F = np.sqrt(np.maximum(e, 1e-20 * w0))
+    F = np.sqrt(np.maximum(e, kernels.LEAST_EXTRA * w0))
     M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])
     c = np.concatenate(
         [np.zeros(len(D)), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)]
