@@ -218,11 +218,12 @@ needs_real_data = pytest.mark.skipif(
     ],
 )
 def test_inexact_solvers_on_real_data(load, max_iter, unobserved_weight):
-    """Only "auto" is as good as exact after few iterations; "cg" takes the steps it is allowed."""
+    """Where the unobserved weight is not tiny, the few steps of "cg" are enough, too."""
     X = load()
     params = {"unobserved_weight": unobserved_weight, "max_iter": max_iter, "random_state": 0}
+    params["regularization"] = 0.1
     exact, auto, cg = (
         WALS(32, solver=solver, **params).fit(X).loss_ for solver in ("exact", "auto", "cg")
     )
-    assert auto <= exact * (1 + 1e-3)
-    assert cg <= exact * (1 + 1e-2)
+    assert auto == pytest.approx(exact, rel=1e-3)
+    assert cg == pytest.approx(exact, rel=1e-3)
