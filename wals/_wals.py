@@ -79,8 +79,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     regularization : float, default=5.0
         The strength :math:`\lambda \ge 0` of the L2 regularization. The default is a compromise
         for matrices of ones: with the other defaults it ranks held-out entries within 15 %
-        (NDCG@20) of the best value on each of three data sets, for which the best values are 1, 5
-        and 14. It scales with the weights.
+        (NDCG@20) of the best value on each of three data sets, for which the best values are 0.1,
+        5 and 14. It scales with the weights.
 
     regularization_exponent : float, default=0.0
         The power :math:`\nu \ge 0` of the total weight of a row or column that its regularization
