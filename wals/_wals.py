@@ -173,9 +173,9 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     *Stored* means stored: an explicit zero of a sparse matrix is an observed entry with target 0.
     A dense array stores its non-zeros. Duplicates are summed.
 
-    A row or column without stored entries has a factor of 0. A singular system, possible only
-    without regularization, gets the solution of minimum norm, and one warning tells how many there
-    were.
+    A row or column without stored entries has a factor of 0. A singular system
+    (without regularization, or where it vanishes next to huge weights) gets the solution of minimum
+    norm, and one warning tells how many there were.
 
     All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
 
