@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from scipy.sparse import csr_array, save_npz
+from scipy.sparse import save_npz
 
 import wals
 from wals import WALS
-from wals.__main__ import _PROG, _clip, _rank, _split, main
+from wals.__main__ import _PROG, _clip, _split, main
 from wals.datasets import load_msweb, make_interactions
 from wals.weights import power_law
 
@@ -83,7 +83,7 @@ def recall(scores, seen, held_out, sign):
 
 def test_quality_is_that_of_the_library(npz, X, capsys):
     lines, _ = run([npz, *QUICK, "--quiet", "--seed", 5, "--test-rows", 40], capsys)
-    test, train, seen, held_out = _split(X, 40, np.random.default_rng(5))
+    test, train, seen, held_out = _split(X, 40, 5)
     model = WALS(4, max_iter=2, random_state=5).fit(train)
     scores = model.transform(seen) @ model.components_
     counts = np.asarray(train.sum(axis=0))
@@ -275,7 +275,7 @@ def test_split(n_samples, n_features, density, n_test, seed):
     nnz = int(np.ceil(density * n_samples * n_features))
     X = make_interactions(n_samples, n_features, nnz, random_state=seed)
     X.data[:] = np.arange(1, nnz + 1)
-    test, train, seen, held_out = _split(X, n_test, np.random.default_rng(seed))
+    test, train, seen, held_out = _split(X, n_test, seed)
     dense = X.toarray()
     counts = np.count_nonzero(dense, axis=1)
     able = np.count_nonzero(counts > 1)
@@ -284,20 +284,6 @@ def test_split(n_samples, n_features, density, n_test, seed):
     assert_array_equal((seen + held_out).toarray(), dense[test])
     assert seen.nnz + held_out.nnz == counts[test].sum()
     assert_array_equal(np.diff(held_out.indptr), [max(1, c * 20 // 100) for c in counts[test]])
-
-
-@settings(max_examples=50, deadline=None)
-@given(n_features=st.integers(1, 20), k=st.integers(1, 20), seed=st.integers(0, 1000))
-def test_rank(n_features, k, seed):
-    k = min(k, n_features)
-    rng = np.random.default_rng(seed)
-    left, right = rng.normal(size=(6, 2)), rng.normal(size=(2, n_features))
-    seen = csr_array(rng.random((6, n_features)) < rng.random())
-    ranked = _rank(left, right, seen, k)
-    for row, scores in enumerate(left @ right):
-        unseen = [j for j in range(n_features) if not seen[row, j]]
-        best = sorted(unseen, key=lambda j: -scores[j])[:k]
-        assert ranked[row].tolist() == best + [-1] * (k - len(best))
 
 
 @pytest.mark.parametrize(

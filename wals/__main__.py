@@ -18,6 +18,7 @@ from wals import WALS
 from wals.datasets import load_msweb
 from wals.interactions import Interactions, read_interactions
 from wals.metrics import ndcg_at_k, recall_at_k
+from wals.model_selection import _rank, split_entries
 from wals.weights import power_law
 
 _PROG = "python -m wals"
@@ -179,7 +180,7 @@ def _run(arguments):
     if arguments.test_rows is not None:
         n_test = arguments.test_rows
     with _timed("split", seconds):
-        test, train, seen, held_out = _split(X, n_test, np.random.default_rng(arguments.seed))
+        test, train, seen, held_out = _split(X, n_test, arguments.seed)
     text = "none, every row is trained on"
     if test.size:
         text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
@@ -261,7 +262,7 @@ def _read(arguments):
     )
 
 
-def _split(X, n_test, rng):
+def _split(X, n_test, seed):
     """Draw test rows and the entries to hold out of each.
 
     Returns
@@ -274,21 +275,11 @@ def _split(X, n_test, rng):
     counts = np.diff(X.indptr)
     able = np.flatnonzero(counts > 1)
     n_test = min(n_test, able.size, max(np.count_nonzero(counts) - 1, 0))
+    rng = np.random.default_rng(seed)
     test = np.sort(rng.choice(able, n_test, replace=False))
     train = X[np.setdiff1d(np.arange(X.shape[0]), test)]
-
-    rows = X[test]
-    counts = counts[test]
-    of_row = np.repeat(np.arange(n_test, dtype=rows.indices.dtype), counts)
-    # Shuffle within the rows; the first places of each are held out.
-    order = np.lexsort((rng.random(rows.nnz), of_row))
-    place = np.arange(rows.nnz) - rows.indptr[of_row]
-    hidden = np.empty(rows.nnz, dtype=bool)
-    hidden[order] = place < np.maximum(counts * _HELD_OUT, 1).astype(int)[of_row]
-    seen, held_out = (
-        csr_array((rows.data[kept], (of_row[kept], rows.indices[kept])), shape=rows.shape)
-        for kept in (~hidden, hidden)
-    )
+    split = {"strategy": "per-row", "random_state": int(rng.integers(2**32))}
+    seen, held_out = split_entries(X[test], _HELD_OUT, **split)
     return test, train, seen, held_out
 
 
@@ -316,36 +307,19 @@ def _evaluate(model, factors, seen, held_out, train, seconds):
         ("popularity", np.ones((held_out.shape[0], 1), np.float32), popularity[np.newaxis]),
     ):
         with _timed("rank" if name == "WALS" else name, seconds):
-            ranked = _rank(left, right, seen, k)
+            ranked = _rank(left, right, k, exclude=seen)
         recall, ndcg[name] = recall_at_k(held_out, ranked, k), ndcg_at_k(held_out, ranked, k)
         print(f"  {name:<18}{recall:>12.4f}{ndcg[name]:>12.4f}")
     if ndcg["WALS"] < ndcg["popularity"]:
         _say("Hint", "try a stronger --regularization, fewer --components, or more data")
 
 
-def _rank(left, right, seen, k):
-    """Rank the k best columns of ``left @ right`` not in `seen`, row by row; -1 where none is."""
-    ranked = np.empty((seen.shape[0], k), dtype=np.int64)
-    step = max(1, 2**22 // seen.shape[1])
-    for first in range(0, seen.shape[0], step):
-        block = slice(first, first + step)
-        scores = left[block] @ right
-        scores[seen[block].tocoo().coords] = -np.inf
-        best = np.argpartition(scores, -k, axis=1)[:, -k:]
-        values = np.take_along_axis(scores, best, axis=1)
-        order = np.argsort(-values, axis=1)
-        best[np.isneginf(values)] = -1
-        ranked[block] = np.take_along_axis(best, order, axis=1)
-    return ranked
-
-
 def _show(model, factors, seen, held_out, row_ids, col_ids):
     """Print recommendations for the first rows with three entries, or else two, or one."""
     counts = np.minimum(np.diff(seen.indptr), 3)
     shown = np.argsort(-counts, kind="stable")[: min(_N_SHOWN, np.count_nonzero(counts))]
-    ranked = _rank(
-        factors[shown], model.components_, seen[shown], min(_N_RECOMMENDED, col_ids.size)
-    )
+    k = min(_N_RECOMMENDED, col_ids.size)
+    ranked = _rank(factors[shown], model.components_, k, exclude=seen[shown])
     for row, best in zip(shown, ranked, strict=True):
         has = "; ".join(map(str, col_ids[seen[[row]].indices]))
         print(_clip(f"Row {row_ids[row]} has {has}", _WIDTH))
