@@ -218,12 +218,12 @@ needs_real_data = pytest.mark.skipif(
     ],
 )
 def test_inexact_solvers_on_real_data(load, max_iter, unobserved_weight):
-    """Where the unobserved weight is not tiny, the few steps of "cg" are enough, too."""
+    """The few steps of "cg" follow "exact"; with extrapolation, "auto" gets ahead of it."""
     X = load()
     params = {"unobserved_weight": unobserved_weight, "max_iter": max_iter, "random_state": 0}
     params["regularization"] = 0.1
     exact, auto, cg = (
         WALS(32, solver=solver, **params).fit(X).loss_ for solver in ("exact", "auto", "cg")
     )
-    assert auto == pytest.approx(exact, rel=1e-3)
+    assert auto < exact * (1 + 1e-3)
     assert cg == pytest.approx(exact, rel=1e-3)

@@ -167,7 +167,8 @@ def test_warm_start(run):
         model.fit(run.X, row_weights=run.row_weights)
         assert_close(model.components_, straight.components_, 1e-6)
         assert_close(model.row_factors_, straight.row_factors_, 1e-6)
-        assert_allclose(model.loss_curve_, straight.loss_curve_[-3:], rtol=1e-6)
+        rtol = 1e-6 if run.X.dtype == np.float64 else 1e-5
+        assert_allclose(model.loss_curve_, straight.loss_curve_[-3:], rtol=rtol)
 
 
 def test_minibatch(dtype):

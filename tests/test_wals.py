@@ -190,10 +190,9 @@ def test_heavy_rows_are_gathered_in_chunks(n_items, w0):
         w[X[i].indices] += 1
         A = (V.T * w) @ V + 0.1 * np.eye(7)
         assert_allclose(A @ model.row_factors_[i], (V.T * w) @ X[i].toarray()[0], rtol=1e-11)
-    close = clone(model).set_params(max_iter=4, solver="auto").fit(X)
-    assert close.loss_ == pytest.approx(
-        clone(close).set_params(solver="exact").fit(X).loss_, rel=1e-3
-    )
+    ahead = clone(model).set_params(max_iter=4, solver="auto").fit(X)
+    exact = clone(ahead).set_params(solver="exact").fit(X)
+    assert ahead.loss_ <= exact.loss_ * (1 + 1e-3)
 
 
 # --------------------------------------------------------------------------- scales and weights
@@ -339,11 +338,11 @@ def test_minimum_norm_in_float32_ignores_rounding():
 
 
 @pytest.mark.parametrize("w0", [0.0, 1e-4, 1e-3, 3e-3, 1e-2, 1.0])
-def test_auto_ends_close_to_exact(w0):
+def test_auto_ends_no_later_than_exact(w0):
     X = load_msweb()[:6000]
     model = make(64, unobserved_weight=w0, max_iter=5, random_state=0)
     exact = clone(model).set_params(solver="exact").fit(X)
-    assert model.fit(X).loss_ == pytest.approx(exact.loss_, rel=1e-3)
+    assert model.fit(X).loss_ <= exact.loss_ * (1 + 1e-3)
 
 
 def test_weights_may_be_scalars_arrays_or_functions(X, model):
@@ -590,8 +589,8 @@ def test_warm_start_continues(X, model):
     whole = clone(model).set_params(max_iter=5).fit(X)
     model.set_params(warm_start=True, max_iter=2).fit(X)
     model.set_params(max_iter=3).fit(X)
-    assert_array_equal(model.components_, whole.components_)
-    assert_array_equal(model.loss_curve_[1:], whole.loss_curve_[5:])
+    assert_allclose(model.components_, whole.components_, rtol=0, atol=1e-12)
+    assert_allclose(model.loss_curve_[1:], whole.loss_curve_[5:], rtol=1e-12)
     with pytest.raises(ValueError, match="the previous fit has factors of shape"):
         model.set_params(n_components=5).fit(X)
     with pytest.raises(ValueError, match="the previous fit has factors of shape"):

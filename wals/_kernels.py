@@ -6,14 +6,13 @@ item i with stored positions S, base weight w0, extra weights e_j and ridge lam_
     L_i(u) = sum_S (w0 + e_j)(a_j - u.v_j)^2 + sum_(not S) w0 (u.v_j)^2 + lam_i |u|^2.
 
 In the eigenbasis of the fixed side, w0 V^T V = Q diag(s) Q^T, the part that all items share is
-diagonal, D = s + lam_i. Scaled by D^-1/2 as well, with p_j = D^-1/2 Q^T v_j for the rows of P and
-u = Q D^-1/2 x, it is the identity, and the normal equations of every item are
+diagonal. Scaled as well, by g = (s + min_i lam_i)^-1/2, it is nearly or wholly the identity: with
+p_j = g Q^T v_j for the rows of P and u = Q g x, the normal equations of every item are
 
-    (I + P^T E P) x = P^T g,    E = diag(e_j),    g_j = (w0 + e_j) a_j.
+    (D + P^T E P) x = P^T b,    D = diag(g^2 (s + lam_i)),  E = diag(e_j),  b_j = (w0 + e_j) a_j.
 
-The eigenvalues of I + P^T E P start at 1, so a Cholesky factorisation in the precision of the data
-does not break down before max_j e_j / w0 nears the reciprocal of that precision, and conjugate
-gradients need few steps.
+D starts at 1, so a Cholesky factorisation in the precision of the data does not break down before
+max_j e_j / w0 nears the reciprocal of that precision, and conjugate gradients need few steps.
 """
 
 from typing import NamedTuple
@@ -25,26 +24,34 @@ from ._linalg import (
     add_combination,
     add_gram,
     add_normal_product,
+    add_residual,
     cholesky,
     cholesky_solve,
     copy_rows,
     dot,
     jit,
     jit_inline,
+    jit_item,
     jit_parallel,
+    prefetch,
+    set_products,
 )
 
-#: Stored entries of one item that are gathered at once: P of a light item is read from memory
-#: once.
-CHUNK = 512
 #: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
 #: CG.
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
+#: Numbers that caches do not hold, how many rows to ask for them in advance, and the codes in a
+#: cache line.
+_LARGE, _AHEAD, _LINE = 10_000_000, 16, 32
+#: The largest code of a quantised number.
+_MAX_CODE = 32767
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
-_EPS = np.finfo(np.float64).eps
+#: Solved exactly, an item is corrected by CG until this is left of the energy of the error.
+_ENERGY_LEFT = 1e-8
+_MAX_CORRECTIONS = 8
 
 
 class Items(NamedTuple):
@@ -60,11 +67,19 @@ class Items(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """The other side, in its eigenbasis: m items."""
+    """The other side, in the coordinates of the sweep: m items.
 
-    factors: np.ndarray  # (m, k) V Q
-    spectrum: np.ndarray  # (k,) s, the eigenvalues of w0 V^T V, float64
-    weights: np.ndarray  # (m,)
+    P is either in `factors` or, rounded to P[j] = steps[j] * codes[j], in `codes`: half the
+    memory to gather from, and no number is off by more than 1/65,000 of the largest of its row.
+    """
+
+    factors: np.ndarray  # (m, k) V Q g, or empty
+    codes: np.ndarray  # (m, k) int16, or empty
+    steps: np.ndarray  # (m,), or empty
+    scale: np.ndarray  # (k,) g, float64: 0 where all of s + lam_i vanishes
+    spectrum: np.ndarray  # (k,) g^2 s, float64, or 1 where g = 0
+    metric: np.ndarray  # (k,) g^2, float64
+    weights: np.ndarray  # (m,), or empty: all 1
     unobserved_weight: float
 
 
@@ -72,299 +87,373 @@ class Plan(NamedTuple):
     """How to solve each item."""
 
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
-    max_dual: int  # the largest number of entries of an item on the dual path, at most CHUNK
-    max_steps: int  # of CG
-    tol: float  # CG stops after a step that lowers the objective by no more than this part
-    complete: bool  # whether to solve exactly what takes more steps than that
+    chunk: int  # stored entries of an item that are gathered at once, a multiple of 4
+    exact: bool  # whether CG solves to working precision, and how many steps it takes at most,
+    max_steps: int  # to do so, or at all;
+    tol: float  # else, it stops when a step lowers the objective by no more than this part
 
 
 class _Work(NamedTuple):
-    """Scratch of one shard; T is the precision of the data."""
+    """Scratch of one shard; T is the precision of the data.
 
-    scale: np.ndarray  # (k,) D^-1/2, T
-    rows: np.ndarray  # (chunk, k) P, T
-    extra: np.ndarray  # (chunk,) e_j, float64
-    target: np.ndarray  # (chunk,) a_j, float64
-    coef: np.ndarray  # (chunk,) T
+    A padded chunk has 4 more entries: panels are read four rows at a time, see `_linalg`.
+    """
+
+    panel: np.ndarray  # (padded chunk, k) the gathered rows of P, T
+    extra: np.ndarray  # (padded chunk,) e_j, T
+    target: np.ndarray  # (padded chunk,) a_j, T
+    root: np.ndarray  # (padded chunk,) F, T
+    coef: np.ndarray  # (padded chunk,) T
+    products: np.ndarray  # (padded chunk,) T
     system: np.ndarray  # (k, k) T
-    transposed: np.ndarray  # (k, max_dual) T: (F P)^T, for the dual path
-    ones: np.ndarray  # (k,) T
-    x: np.ndarray  # (k,) float64
-    b: np.ndarray  # (k,) float64
-    r: np.ndarray  # (k,) float64
+    scale: np.ndarray  # (k,) g, T
+    diagonal: np.ndarray  # (k,) D, T
+    inverse: np.ndarray  # (k,) D^-1, T
+    x: np.ndarray  # (k,) T
+    r: np.ndarray  # (k,) T, the residual
     p: np.ndarray  # (k,) T
     q: np.ndarray  # (k,) T
-    v: np.ndarray  # (k,) T
+    y: np.ndarray  # (k,) T
+    exact_x: np.ndarray  # (k,) float64
+    exact_r: np.ndarray  # (k,) float64
 
 
 # ------------------------------------------------------------------------------------- one item
 
 
-@jit
-def _entry(items, other_weights, i, t):
-    """Return e_j and a_j of entry t, which is of item i."""
-    a = np.float64(items.data[t])
-    e = items.weights[i] * other_weights[items.indices[t]]
-    if items.entry_weights.size:
-        e *= items.entry_weights[t]
-    if items.implicit:
-        e *= abs(a)
-        a = 1.0 if a > 0 else 0.0
-    return e, a
+# Numba counts references to every array of a tuple that it hands from function to function: the
+# innermost functions take arrays.
+
+
+@jit_item
+def _set_entries(
+    data, indices, entry_weights, weight, other_weights, implicit, start, stop, extra, target
+):
+    """Set e_j and a_j of the stored entries start:stop, which are of an item of this weight."""
+    for t in range(stop - start):
+        target[t] = data[start + t]
+        extra[t] = weight
+    if other_weights.size:
+        for t in range(stop - start):
+            extra[t] *= other_weights[np.uint64(indices[start + t])]
+    if entry_weights.size:
+        for t in range(stop - start):
+            extra[t] *= entry_weights[start + t]
+    if implicit:
+        for t in range(stop - start):
+            extra[t] *= abs(target[t])
+            target[t] = 1 if target[t] > 0 else 0
 
 
 @jit
 def entries(items, other_weights, i):
     """Return e_j and a_j of all entries of item i, in float64."""
-    start, stop = items.indptr[i], items.indptr[i + 1]
+    start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
     e, a = np.empty(stop - start), np.empty(stop - start)
-    for t in range(start, stop):
-        e[t - start], a[t - start] = _entry(items, other_weights, i, t)
+    _set_entries(
+        items.data,
+        items.indices,
+        items.entry_weights,
+        items.weights[i],
+        other_weights,
+        items.implicit,
+        start,
+        stop,
+        e,
+        a,
+    )
     return e, a
 
 
-@jit
-def _gather(items, fixed, i, start, stop, work):
-    """Gather p_j, e_j and a_j of the stored entries start:stop of item i."""
-    scale, rows = work.scale, work.rows
+@jit_item
+def _copy_rows_at(indices, factors, panel):
+    """Set panel[t] = factors[indices[t]]."""
+    for t in range(indices.size):
+        j = np.uint64(indices[t])
+        for c in range(panel.shape[1]):
+            panel[t, c] = factors[j, c]
+
+
+@jit_item
+def _decode_rows_at(start, stop, indices, codes, steps, panel):
+    """Set panel[t - start] = steps[j] * codes[j] for start <= t < stop, j = indices[t].
+
+    If the codes are more than caches hold, rows are asked for in advance, beyond `stop` too, where
+    the next chunk or item starts.
+    """
+    large, last = codes.size > _LARGE, indices.size - 1
     for t in range(start, stop):
-        j = items.indices[t]
-        work.extra[t - start], work.target[t - start] = _entry(items, fixed.weights, i, t)
-        for c in range(scale.size):
-            rows[t - start, c] = scale[c] * fixed.factors[j, c]
+        if large:
+            ahead = np.intp(indices[min(t + _AHEAD, last)])
+            for c in range(0, panel.shape[1], _LINE):
+                prefetch(codes, ahead, c)
+        j = np.uint64(indices[t])
+        step, row = steps[j], np.uint64(t - start)
+        for c in range(panel.shape[1]):
+            panel[row, c] = step * codes[j, c]
+
+
+@jit
+def _padded(count):
+    return (count + 3) // 4 * 4
+
+
+@jit_item
+def _pad(extra, target, panel, count):
+    for t in range(count, _padded(count)):
+        extra[t] = target[t] = 0
+        for c in range(panel.shape[1]):
+            panel[t, c] = 0
 
 
 @jit_inline
-def _residual(items, fixed, i, start, stop, base, work):
-    """Set r = P^T (g - E P x) - base x and return the objective at x.
+def _gather(items, fixed, i, start, stop, work):
+    """Gather p_j, e_j and a_j of the stored entries start:stop of item i, and zeros to pad them."""
+    _set_entries(
+        items.data,
+        items.indices,
+        items.entry_weights,
+        items.weights[i],
+        fixed.weights,
+        items.implicit,
+        start,
+        stop,
+        work.extra,
+        work.target,
+    )
+    if fixed.codes.size:
+        _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, work.panel)
+    else:
+        _copy_rows_at(items.indices[start:stop], fixed.factors, work.panel)
+    _pad(work.extra, work.target, work.panel, stop - start)
 
-    P x is summed in float64: g - E P x nearly cancels where e_j is large. In these terms
 
-        L_i(x) = sum_S [(w0 + e_j)(a_j - p_j.x)^2 - w0 (p_j.x)^2] + base x.x.
+@jit_inline
+def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
+    """Take conjugate gradient steps from x, where r is the residual; D preconditions.
+
+    A step of this length along p lowers the objective by length * r.D^-1 r. Stops when another
+    step of the same length would lower it by no more than tol times its absolute value. Returns
+    the objective, and whether plan.max_steps were enough.
     """
-    w0, rows, x, r = fixed.unobserved_weight, work.rows, work.x, work.r
-    objective = base * dot(x, x)
-    for c in range(r.size):
-        r[c] = -base * x[c]
-    for top in range(start, stop, CHUNK):
-        count = min(CHUNK, stop - top)
-        if stop - start > CHUNK:
-            _gather(items, fixed, i, top, top + count, work)
-        for t in range(count):
-            px = dot(rows[t], x)
-            e, a = work.extra[t], work.target[t]
+    r, p, q, D, inverse = work.r, work.p, work.q, work.diagonal, work.inverse
+    k, T = x.size, x.dtype.type
+    rz = 0.0
+    for c in range(k):
+        p[c] = inverse[c] * r[c]
+        rz += np.float64(r[c]) * p[c]
+    for _ in range(plan.max_steps):
+        if rz == 0:
+            return objective, True
+        for c in range(k):
+            q[c] = D[c] * p[c]
+        for top in range(start, stop, plan.chunk):
+            bottom = min(top + plan.chunk, stop)
+            if stop - start > plan.chunk:
+                _gather(items, fixed, i, top, bottom, work)
+            add_normal_product(work.panel, _padded(bottom - top), work.extra, p, q)
+        length = rz / dot(p, q)
+        before, rz, alpha = rz, 0.0, T(length)
+        for c in range(k):
+            x[c] += alpha * p[c]
+            r[c] -= alpha * q[c]
+            rz += np.float64(r[c]) * (inverse[c] * r[c])
+        objective -= length * before
+        if length * rz <= tol * abs(objective):
+            return objective, True
+        beta = T(rz / before)
+        for c in range(k):
+            p[c] = inverse[c] * r[c] + beta * p[c]
+    return objective, False
+
+
+@jit_inline
+def _solve_cg(items, fixed, plan, i, start, stop, work):
+    """Improve x by a few steps; return the objective."""
+    x, r, w0 = work.x, work.r, fixed.unobserved_weight
+    objective = 0.0
+    for c in range(x.size):
+        r[c] = -work.diagonal[c] * x[c]
+        objective -= np.float64(x[c]) * r[c]
+    for top in range(start, stop, plan.chunk):
+        bottom = min(top + plan.chunk, stop)
+        _gather(items, fixed, i, top, bottom, work)
+        count = _padded(bottom - top)
+        objective += add_residual(work.panel, count, work.extra, work.target, w0, x, r)
+    return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
+
+
+@jit_inline
+def _set_residual(items, fixed, plan, i, start, stop, work):
+    """Set exact_r = P^T (b - E P x) - D x for x = exact_x; return the objective.
+
+    P x is summed in float64: b - E P x nearly cancels where e_j is large. In these terms
+
+        L_i(x) = sum_S [(w0 + e_j)(a_j - p_j.x)^2 - w0 (p_j.x)^2] + x.(D x).
+    """
+    w0, x, exact_r, coef, partial = (
+        fixed.unobserved_weight,
+        work.exact_x,
+        work.exact_r,
+        work.coef,
+        work.q,
+    )
+    objective = 0.0
+    for c in range(x.size):
+        exact_r[c] = -work.diagonal[c] * x[c]
+        objective -= exact_r[c] * x[c]
+    for top in range(start, stop, plan.chunk):
+        bottom = min(top + plan.chunk, stop)
+        if stop - start > plan.chunk:
+            _gather(items, fixed, i, top, bottom, work)
+        for t in range(_padded(bottom - top)):
+            px = dot(work.panel[t], x)
+            e, a = np.float64(work.extra[t]), np.float64(work.target[t])
             objective += (w0 + e) * (a - px) ** 2 - w0 * px**2
-            work.coef[t] = (w0 + e) * a - e * px
-        add_combination(rows, count, work.coef, r, work.q)
+            coef[t] = (w0 + e) * a - e * px
+        for c in range(x.size):
+            partial[c] = 0
+        add_combination(work.panel, _padded(bottom - top), coef, partial)
+        for c in range(x.size):
+            exact_r[c] += partial[c]
     return objective
 
 
 @jit_inline
-def _solve_primal(items, fixed, i, start, stop, base, work):
-    """Factorise A = base I + P^T E P and set x = A^-1 P^T g; False if A is singular."""
-    system, coef, x, p = work.system, work.coef, work.x, work.p
-    k, w0 = x.size, fixed.unobserved_weight
-    for c in range(k):
-        x[c] = 0
-        for d in range(k):
+def _factorise_primal(items, fixed, plan, i, start, stop, work):
+    """Factorise D + P^T E P; False if it is singular."""
+    system = work.system
+    for c in range(len(system)):
+        for d in range(len(system)):
             system[c, d] = 0
-        system[c, c] = base
-    for top in range(start, stop, CHUNK):
-        count = min(CHUNK, stop - top)
-        if stop - start > CHUNK:
-            _gather(items, fixed, i, top, top + count, work)
-        for t in range(count):
-            coef[t] = (w0 + work.extra[t]) * work.target[t]
-        add_combination(work.rows, count, coef, x, work.q)
-        for t in range(count):
-            coef[t] = work.extra[t]
-        add_gram(system, k, work.rows, count, coef)
-    if not cholesky(system, k):
-        return False
-    for c in range(k):
-        p[c] = x[c]
-    cholesky_solve(system, k, p)
-    for c in range(k):
-        x[c] = p[c]
-    return True
+        system[c, c] = work.diagonal[c]
+    for top in range(start, stop, plan.chunk):
+        bottom = min(top + plan.chunk, stop)
+        if stop - start > plan.chunk:
+            _gather(items, fixed, i, top, bottom, work)
+        add_gram(system, work.panel, _padded(bottom - top), work.extra)
+    return cholesky(system, len(system))
 
 
 @jit_inline
-def _solve_dual(fixed, count, work):
-    """Factorise I + F P P^T F, F = E^1/2, and set x = P^T F y with (I + F P P^T F) y = F^-1 g.
+def _solve_dual(fixed, size, work):
+    """Factorise I + F P D^-1 P^T F, F = E^1/2; set x = D^-1 P^T F y, (I + ...) y = F^-1 b.
 
     An e_j of 0 is moved to LEAST_EXTRA w0, which keeps F^-1 finite.
     """
-    system, transposed, coef = work.system, work.transposed, work.coef
-    k, w0 = work.x.size, fixed.unobserved_weight
-    for t in range(count):
-        root = np.sqrt(max(work.extra[t], LEAST_EXTRA * w0))
-        for c in range(k):
-            transposed[c, t] = root * work.rows[t, c]
-        coef[t] = (w0 + work.extra[t]) * work.target[t] / root if root > 0 else 0.0
-        for u in range(count):
-            system[t, u] = 0
-        system[t, t] = 1
-    add_gram(system, count, transposed, k, work.ones)
-    if not cholesky(system, count):
+    system, panel, root, y, s = work.system, work.panel, work.root, work.coef, work.p
+    w0 = fixed.unobserved_weight
+    for t in range(_padded(size)):
+        e = np.float64(work.extra[t])
+        root[t] = np.sqrt(max(e, LEAST_EXTRA * w0))
+        y[t] = (w0 + e) * work.target[t] / root[t] if root[t] > 0 else 0.0
+    for t in range(size):
+        for c in range(s.size):
+            s[c] = root[t] * work.inverse[c] * panel[t, c]
+        set_products(panel[t:], _padded(size - t), s, work.products)
+        for u in range(t, size):
+            system[t, u] = root[u] * work.products[u - t]
+        system[t, t] += 1
+    if not cholesky(system, size):
         return False
-    cholesky_solve(system, count, coef)
-    for c in range(k):
-        total = 0.0
-        for t in range(count):
-            total += transposed[c, t] * coef[t]
-        work.x[c] = total
+    cholesky_solve(system, size, y)
+    for c in range(s.size):
+        s[c] = 0
+    for t in range(size):
+        y[t] *= root[t]
+    add_combination(panel, _padded(size), y, s)
+    for c in range(s.size):
+        work.exact_x[c] = work.inverse[c] * s[c]
     return True
 
 
 @jit_inline
-def _correct_dual(count, work):
-    """Set p = (I + P^T E P)^-1 r = r - P^T F (I + F P P^T F)^-1 F P r (Woodbury)."""
-    transposed, coef, p = work.transposed, work.coef, work.p
-    for t in range(count):
-        coef[t] = 0
-    for c in range(p.size):
-        p[c] = work.r[c]
-        for t in range(count):
-            coef[t] += transposed[c, t] * p[c]
-    cholesky_solve(work.system, count, coef)
-    for c in range(p.size):
-        total = p[c]
-        for t in range(count):
-            total -= transposed[c, t] * coef[t]
-        p[c] = total
+def _correct_dual(size, work):
+    """Set y = (D + P^T E P)^-1 r = D^-1 (r - P^T F (I + F P D^-1 P^T F)^-1 F P D^-1 r)."""
+    panel, root, coef, r, y = work.panel, work.root, work.coef, work.r, work.y
+    for c in range(y.size):
+        y[c] = work.inverse[c] * r[c]
+    set_products(panel, _padded(size), y, coef)
+    for t in range(size):
+        coef[t] *= root[t]
+    cholesky_solve(work.system, size, coef)
+    for t in range(_padded(size)):
+        coef[t] *= -root[t]
+    add_combination(panel, _padded(size), coef, r)
+    for c in range(y.size):
+        y[c] = work.inverse[c] * r[c]
 
 
-@jit
-def _solve_exact(items, fixed, i, start, stop, base, dual, work):
-    """Solve by Cholesky and iterative refinement, with residuals in more precision.
+@jit_item
+def _solve_exact(items, fixed, plan, i, start, stop, path, work):
+    """Solve to working precision: a factorisation, or CG, corrects x until it stays as it is.
 
-    Returns the objective, or NaN if the system is singular to working precision.
+    Residuals are computed in more precision (iterative refinement). Returns the objective, or NaN
+    if that does not converge, as in a system that is singular to working precision.
     """
-    x, r, p = work.x, work.r, work.p
-    if dual:
-        if not _solve_dual(fixed, stop - start, work):
-            return np.nan
-    elif not _solve_primal(items, fixed, i, start, stop, base, work):
+    x, r, y, exact_x, exact_r = work.x, work.r, work.y, work.exact_x, work.exact_r
+    k, left, factorised = x.size, 0.0, True
+    for c in range(k):
+        exact_x[c] = x[c]
+    if stop - start <= plan.chunk:
+        _gather(items, fixed, i, start, stop, work)
+    if path == DUAL:
+        factorised = _solve_dual(fixed, stop - start, work)
+    elif path == PRIMAL:
+        factorised = _factorise_primal(items, fixed, plan, i, start, stop, work)
+    else:
+        left = _ENERGY_LEFT
+    if not factorised:
         return np.nan
-    enough = (np.finfo(p.dtype).eps / 4) ** 2
-    for _ in range(4):
-        objective = _residual(items, fixed, i, start, stop, base, work)
-        if dual:
+    enough = (np.finfo(x.dtype).eps / 4) ** 2
+    previous = np.inf
+    for _ in range(_MAX_CORRECTIONS):
+        objective = _set_residual(items, fixed, plan, i, start, stop, work)
+        for c in range(k):
+            r[c] = exact_r[c]
+            y[c] = r[c] if path == PRIMAL else 0
+        if path == DUAL:
             _correct_dual(stop - start, work)
-        else:
-            for c in range(x.size):
-                p[c] = r[c]
-            cholesky_solve(work.system, x.size, p)
-        size, step = dot(x, x), dot(p, p)
-        if not step <= size / 4:
-            return objective if step == 0 else np.nan
-        for c in range(x.size):
-            objective -= r[c] * p[c]
-            x[c] += p[c]
-        # The error that is left is smaller than this step as the step is smaller than x.
-        if step * step <= enough * size * size:
+        elif path == PRIMAL:
+            cholesky_solve(work.system, k, y)
+        elif not _take_cg_steps(items, fixed, plan, i, start, stop, left, 0.0, y, work)[1]:
+            return np.nan
+        step, size = dot(y, y), 0.0
+        for c in range(k):
+            objective -= exact_r[c] * y[c]
+            exact_x[c] += y[c]
+            size += exact_x[c] ** 2
+        if not step <= previous / 16:
+            return np.nan
+        # The error that is left is to this correction as the correction is to x, or as CG left it.
+        if step * max(left * size, step) <= enough * size * size:
+            for c in range(k):
+                x[c] = exact_x[c]
             return objective
+        previous = step
     return np.nan
 
 
-@jit
-def _solve_cg(items, fixed, i, start, stop, max_steps, tol, complete, warm, work):
-    """Take conjugate gradient steps on (I + P^T E P) x = b from x; return the objective.
-
-    A step of length alpha along p lowers the objective by alpha |r|^2. The last step is the first
-    that lowers it by no more than tol of it. If there was none, and `complete`, returns NaN.
-    """
-    w0, x, b, r, p, q, v = fixed.unobserved_weight, work.x, work.b, work.r, work.p, work.q, work.v
-    k = x.size
-    constant = 0.0
-    for c in range(k):
-        b[c], p[c], v[c] = 0, x[c], 0
-    for top in range(start, stop, CHUNK):
-        count = min(CHUNK, stop - top)
-        if stop - start > CHUNK:
-            _gather(items, fixed, i, top, top + count, work)
-        for t in range(count):
-            g = (w0 + work.extra[t]) * work.target[t]
-            work.coef[t] = g
-            constant += g * work.target[t]
-        add_combination(work.rows, count, work.coef, b, q)
-        if warm:
-            add_normal_product(work.rows, count, work.extra, p, v)
-    for c in range(k):
-        r[c] = b[c] - x[c] - v[c]
-        p[c] = r[c]
-    rr = dot(r, r)
-    # L_i(x) = sum_S (w0 + e_j) a_j^2 - x.(b + r)
-    objective = constant - dot(x, b) - dot(x, r)
-    noise = np.finfo(p.dtype).eps * constant
-    for _ in range(max_steps):
-        if rr == 0:
-            complete = False
-            break
-        for c in range(k):
-            q[c] = p[c]
-        for top in range(start, stop, CHUNK):
-            count = min(CHUNK, stop - top)
-            if stop - start > CHUNK:
-                _gather(items, fixed, i, top, top + count, work)
-            add_normal_product(work.rows, count, work.extra, p, q)
-        alpha = rr / dot(p, q)
-        decrease = alpha * rr
-        objective -= decrease
-        for c in range(k):
-            x[c] += alpha * p[c]
-            r[c] -= alpha * q[c]
-        if decrease <= max(tol * objective, noise):
-            complete = False
-            break
-        previous, rr = rr, dot(r, r)
-        for c in range(k):
-            p[c] = r[c] + rr / previous * p[c]
-    return np.nan if complete else constant - dot(x, b) - dot(x, r)
-
-
 @jit_inline
-def _solve_item(items, fixed, i, plan, warm, x, work):
-    """Solve item i; x is its factor in the eigenbasis, before (if warm) and after.
-
-    Returns its objective, NaN if it could not be solved, and whether the system is singular.
-    """
+def _solve_item(items, fixed, plan, i, work):
+    """Solve item i from x in the coordinates of the sweep; return its objective, NaN: failed."""
     start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
-    k, scale = x.size, work.scale
-    # Where D vanishes relative to its largest value, P does too: the minimum norm is 0 there.
-    cutoff = k * _EPS * fixed.spectrum[k - 1]
-    singular, base = False, 0.0
-    for c in range(k):
-        d = fixed.spectrum[c] + items.ridge[i]
-        if d > cutoff:
-            scale[c] = 1 / np.sqrt(d)
-            base = 1.0
-        else:
-            scale[c] = 0
-            singular = True
-    if base == 0.0:  # nothing is shared; the system may be regular all the same
-        singular = items.weights[i] == 0
-        for c in range(k):
-            scale[c] = 1
-    if stop - start <= CHUNK:
-        _gather(items, fixed, i, start, stop, work)
-    steps, complete, warm = plan.max_steps, plan.complete, warm and base > 0
-    if items.weights[i] == 0:  # the system is the identity, for which one step from 0 is exact
-        steps, complete, warm = 1, False, False
-    elif plan.paths[i] != CG or base == 0.0:
-        steps, warm = 0, False
-    for c in range(k):
-        work.x[c] = x[c] / scale[c] if warm and scale[c] > 0 else 0.0
-    objective = np.nan
-    if steps > 0:
-        objective = _solve_cg(items, fixed, i, start, stop, steps, plan.tol, complete, warm, work)
-    if np.isnan(objective) and (base > 0 or stop - start >= k):
-        dual = plan.paths[i] == DUAL and base > 0
-        objective = _solve_exact(items, fixed, i, start, stop, base, dual, work)
-    for c in range(k):
-        x[c] = scale[c] * work.x[c]
-    return objective, singular
+    path, ridge, D, inverse = plan.paths[i], items.ridge[i], work.diagonal, work.inverse
+    for c in range(D.size):
+        D[c] = fixed.spectrum[c] + ridge * fixed.metric[c]
+        inverse[c] = 1 / D[c]
+    if fixed.unobserved_weight == 0 and ridge == 0:  # nothing is shared: D = 0
+        path = PRIMAL
+        if stop - start < D.size:
+            return np.nan
+    elif items.weights[i] == 0:  # D is the whole system, for which one step is exact
+        path = CG
+    if path == CG and not plan.exact:
+        return _solve_cg(items, fixed, plan, i, start, stop, work)
+    objective = _solve_exact(items, fixed, plan, i, start, stop, path, work)
+    if np.isnan(objective) and path == CG:
+        objective = _solve_exact(items, fixed, plan, i, start, stop, PRIMAL, work)
+    return objective
 
 
 # -------------------------------------------------------------------------------------- shards
@@ -373,59 +462,90 @@ def _solve_item(items, fixed, i, plan, warm, x, work):
 # in parallel; no result depends on which thread took which shard.
 
 
+@jit_item
+def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work):
+    x, k = work.x, work.x.size
+    for i in range(first, last):
+        for c in range(k):
+            x[c] = factors[i, c] / work.scale[c] if warm and work.scale[c] > 0 else 0
+        if items.indptr[i] == items.indptr[i + 1]:
+            objectives[i] = 0
+            for c in range(k):
+                x[c] = 0
+        else:
+            objectives[i] = _solve_item(items, fixed, plan, i, work)
+        for c in range(k):
+            factors[i, c] = work.scale[c] * x[c]
+        squares[i] = dot(factors[i], factors[i])
+
+
 @jit
-def solve_shard(first, last, items, fixed, plan, warm, x, objectives, squares, singular):
-    """Solve the items first:last in place; set their objectives (NaN: failed) and |u_i|^2."""
-    k, T = x.shape[1], x.dtype
+def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squares):
+    """Solve the items first:last in place; set their objectives (NaN: failed) and |u_i|^2.
+
+    The factors are those in the eigenbasis, g x; where to start from, if `warm`.
+    """
+    k, T, padded = factors.shape[1], factors.dtype, plan.chunk + 4
     work = _Work(
-        scale=np.empty(k, T),
-        rows=np.empty((CHUNK, k), T),
-        extra=np.empty(CHUNK),
-        target=np.empty(CHUNK),
-        coef=np.empty(CHUNK, T),
+        panel=np.empty((padded, k), T),
+        extra=np.empty(padded, T),
+        target=np.empty(padded, T),
+        root=np.empty(padded, T),
+        coef=np.empty(padded, T),
+        products=np.empty(padded, T),
         system=np.empty((k, k), T),
-        transposed=np.empty((k, plan.max_dual), T),
-        ones=np.ones(k, T),
-        x=np.empty(k),
-        b=np.empty(k),
-        r=np.empty(k),
+        scale=np.empty(k, T),
+        diagonal=np.empty(k, T),
+        inverse=np.empty(k, T),
+        x=np.empty(k, T),
+        r=np.empty(k, T),
         p=np.empty(k, T),
         q=np.empty(k, T),
-        v=np.empty(k, T),
+        y=np.empty(k, T),
+        exact_x=np.empty(k),
+        exact_r=np.empty(k),
     )
-    for i in range(first, last):
-        if items.indptr[i] < items.indptr[i + 1]:
-            objectives[i], singular[i] = _solve_item(items, fixed, i, plan, warm, x[i], work)
-            squares[i] = dot(x[i], x[i])
-        else:
-            objectives[i], singular[i], squares[i] = 0, False, 0
-            for c in range(k):
-                x[i, c] = 0
+    work.scale[:] = fixed.scale
+    _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work)
 
 
 @jit_parallel
-def solve(shards, items, fixed, plan, warm, x, objectives, squares, singular):
+def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
     """Solve all items; see `solve_shard`."""
     for s in prange(shards.shape[0]):
-        solve_shard(
-            shards[s, 0],
-            shards[s, 1],
-            items,
-            fixed,
-            plan,
-            warm,
-            x,
-            objectives,
-            squares,
-            singular,
-        )
+        first, last = shards[s, 0], shards[s, 1]
+        solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squares)
 
 
 @jit
-def gram_shard(first, last, part_size, V, parts):
-    """Set parts[p] = V_p^T V_p for the rows of the parts first:last, in float64."""
+def encode_shard(first, last, V, scale, codes, steps):
+    """Round the rows first:last of V g to multiples of a step, a different one for each row."""
+    for j in range(first, last):
+        largest = 0.0
+        for c in range(scale.size):
+            largest = max(largest, abs(V[j, c] * scale[c]))
+        steps[j] = largest / _MAX_CODE
+        inverse = _MAX_CODE / largest if largest > 0 else 0.0
+        for c in range(scale.size):
+            codes[j, c] = np.int16(np.rint(V[j, c] * scale[c] * inverse))
+
+
+@jit_parallel
+def encode(shards, V, scale, codes, steps):
+    """Round all rows; see `encode_shard`."""
+    for s in prange(shards.shape[0]):
+        encode_shard(shards[s, 0], shards[s, 1], V, scale, codes, steps)
+
+
+@jit
+def gram_shard(first, last, part_size, V, block, parts):
+    """Set parts[p] = V_p^T V_p, its upper triangle, for the rows of the parts first:last.
+
+    Products are summed in the precision of `block`, which is an empty array, over _BLOCK rows.
+    """
     k = V.shape[1]
-    block, product = np.empty((_BLOCK, k)), np.empty((k, k))
+    block, product = np.empty((_BLOCK, k), block.dtype), np.empty((k, k), block.dtype)
+    ones = np.ones(_BLOCK, block.dtype)
     for p in range(first, last):
         for c in range(k):
             for d in range(k):
@@ -434,24 +554,26 @@ def gram_shard(first, last, part_size, V, parts):
         for top in range(p * part_size, stop, _BLOCK):
             count = min(_BLOCK, stop - top)
             copy_rows(V, top, block, 0, count)
-            np.dot(block[:count].T, block[:count], product)
+            block[count : _padded(count)] = 0
+            product[:] = 0
+            add_gram(product, block, _padded(count), ones)
             for c in range(k):
-                for d in range(k):
+                for d in range(c, k):
                     parts[p, c, d] += product[c, d]
 
 
 @jit_parallel
-def gram(shards, part_size, V, parts):
+def gram(shards, part_size, V, block, parts):
     """Compute the partial Gramians of all parts; see `gram_shard`."""
     for s in prange(shards.shape[0]):
-        gram_shard(shards[s, 0], shards[s, 1], part_size, V, parts)
+        gram_shard(shards[s, 0], shards[s, 1], part_size, V, block, parts)
 
 
 @jit
 def rotate_shard(first, last, X, Q, out):
-    """Set out[i] = X[i] Q for first <= i < last, in float64; out may be X."""
+    """Set out[i] = X[i] Q for first <= i < last, in the precision of Q; out may be X."""
     k = X.shape[1]
-    block, product = np.empty((_BLOCK, k)), np.empty((_BLOCK, k))
+    block, product = np.empty((_BLOCK, k), Q.dtype), np.empty((_BLOCK, k), Q.dtype)
     for top in range(first, last, _BLOCK):
         count = min(_BLOCK, last - top)
         copy_rows(X, top, block, 0, count)
@@ -464,6 +586,24 @@ def rotate(shards, X, Q, out):
     """Rotate all rows; see `rotate_shard`."""
     for s in prange(shards.shape[0]):
         rotate_shard(shards[s, 0], shards[s, 1], X, Q, out)
+
+
+@jit
+def extrapolate_shard(first, last, V, previous, beta):
+    """Set V = V + beta (V - previous) and previous = V, for the rows first:last."""
+    beta = V.dtype.type(beta)
+    for j in range(first, last):
+        for c in range(V.shape[1]):
+            v = V[j, c]
+            V[j, c] += beta * (v - previous[j, c])
+            previous[j, c] = v
+
+
+@jit_parallel
+def extrapolate(shards, V, previous, beta):
+    """Extrapolate all rows; see `extrapolate_shard`."""
+    for s in prange(shards.shape[0]):
+        extrapolate_shard(shards[s, 0], shards[s, 1], V, previous, beta)
 
 
 @jit
@@ -485,10 +625,7 @@ def sampled_product(shards, indices, indptr, U, V, out):
 def extra_weights_shard(first, last, items, other_weights, out):
     """Set out[i] = sum_S e_j for the items first:last."""
     for i in range(first, last):
-        total = 0.0
-        for t in range(items.indptr[i], items.indptr[i + 1]):
-            total += _entry(items, other_weights, i, t)[0]
-        out[i] = total
+        out[i] = entries(items, other_weights, i)[0].sum()
 
 
 @jit_parallel
@@ -496,3 +633,46 @@ def extra_weights(shards, items, other_weights, out):
     """Sum the extra weights of all items; see `extra_weights_shard`."""
     for s in prange(shards.shape[0]):
         extra_weights_shard(shards[s, 0], shards[s, 1], items, other_weights, out)
+
+
+@jit
+def count_columns_shard(first, last, bounds, indices, indptr, counts):
+    """Set counts[p, j] to the number of entries of column j in the rows of part p."""
+    for p in range(first, last):
+        for j in range(counts.shape[1]):
+            counts[p, j] = 0
+        for t in range(indptr[bounds[p]], indptr[bounds[p + 1]]):
+            counts[p, np.uint64(indices[t])] += 1
+
+
+@jit_parallel
+def count_columns(shards, bounds, indices, indptr, counts):
+    """Count the entries of the columns in all parts; see `count_columns_shard`."""
+    for s in prange(shards.shape[0]):
+        count_columns_shard(shards[s, 0], shards[s, 1], bounds, indices, indptr, counts)
+
+
+@jit
+def transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices):
+    """Move the entries of the parts first:last to their places in the transpose.
+
+    places[p, j] is that of the first entry of column j in part p; it is advanced.
+    """
+    for p in range(first, last):
+        for i in range(bounds[p], bounds[p + 1]):
+            for t in range(indptr[i], indptr[i + 1]):
+                j = np.uint64(indices[t])
+                place = np.uint64(places[p, j])
+                places[p, j] += 1
+                out_data[place] = data[t]
+                out_indices[place] = i
+
+
+@jit_parallel
+def transpose(shards, bounds, data, indices, indptr, places, out_data, out_indices):
+    """Move all entries to their places in the transpose; see `transpose_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        transpose_shard(
+            first, last, bounds, data, indices, indptr, places, out_data, out_indices
+        )

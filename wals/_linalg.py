@@ -1,16 +1,21 @@
 """Dense linear algebra on a few vectors of k numbers: what LAPACK calls too small, in Numba.
 
 All matrices are C-contiguous. Upper triangles hold symmetric matrices and Cholesky factors, so
-that every inner loop runs along a row.
+that every inner loop runs along a row. A panel P is read four rows at a time: its number of rows,
+`count`, is a multiple of 4, if need be with rows of zeros.
 """
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 #: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their
 #: meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 jit = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
+jit_item = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, _nrt=False)
 #: For functions with one caller: fewer modules for LLVM to optimise one inside the other.
 jit_inline = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, inline="always")
 jit_parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, parallel=True)
@@ -51,18 +56,10 @@ def add_outer(A, first, n, R, top, c0, c1, c2, c3):
 
 
 @jit
-def add_gram(A, n, R, count, coef):
-    """Add sum_t coef_t r_t r_t^T to the upper triangle of A[:n, :n], t < count."""
-    t = 0
-    while t + 4 <= count:
-        add_outer(A, 0, n, R, t, coef[t], coef[t + 1], coef[t + 2], coef[t + 3])
-        t += 4
-    while t < count:
-        for i in range(n):
-            c = coef[t] * R[t, i]
-            for j in range(_uint(i), _uint(n)):
-                A[i, j] += c * R[t, j]
-        t += 1
+def add_gram(A, P, count, coef):
+    """Add sum_t coef_t p_t p_t^T to the upper triangle of A."""
+    for t in range(0, count, 4):
+        add_outer(A, 0, P.shape[1], P, t, coef[t], coef[t + 1], coef[t + 2], coef[t + 3])
 
 
 @jit
@@ -106,54 +103,74 @@ def cholesky_solve(U, n, b):
 
 
 @jit
-def add_combination(R, count, coef, out, buffer):
-    """Add sum_t coef_t r_t to out (float64), summed in the precision of R within the chunk."""
-    k = R.shape[1]
-    for c in range(k):
-        buffer[c] = 0
-    t = 0
-    while t + 4 <= count:
+def add_combination(P, count, coef, out):
+    """Add sum_t coef_t p_t to out."""
+    for t in range(0, count, 4):
         c0, c1, c2, c3 = coef[t], coef[t + 1], coef[t + 2], coef[t + 3]
-        for c in range(k):
-            buffer[c] += c0 * R[t, c] + c1 * R[t + 1, c] + c2 * R[t + 2, c] + c3 * R[t + 3, c]
-        t += 4
-    while t < count:
-        c0 = coef[t]
-        for c in range(k):
-            buffer[c] += c0 * R[t, c]
-        t += 1
-    for c in range(k):
-        out[c] += buffer[c]
+        for c in range(P.shape[1]):
+            out[c] += c0 * P[t, c] + c1 * P[t + 1, c] + c2 * P[t + 2, c] + c3 * P[t + 3, c]
 
 
 @jit
-def add_normal_product(R, count, extra, p, q):
-    """Add P^T E P p to q in one pass over P: t = p_j.p, q += e_j t p_j, four rows at a time."""
-    k = R.shape[1]
-    T = R.dtype.type
-    j = 0
-    while j + 4 <= count:
-        t0 = t1 = t2 = t3 = T(0)
-        for c in range(k):
-            t0 += R[j, c] * p[c]
-            t1 += R[j + 1, c] * p[c]
-            t2 += R[j + 2, c] * p[c]
-            t3 += R[j + 3, c] * p[c]
-        t0 *= T(extra[j])
-        t1 *= T(extra[j + 1])
-        t2 *= T(extra[j + 2])
-        t3 *= T(extra[j + 3])
-        for c in range(k):
-            q[c] += t0 * R[j, c] + t1 * R[j + 1, c] + t2 * R[j + 2, c] + t3 * R[j + 3, c]
-        j += 4
-    while j < count:
-        t0 = T(0)
-        for c in range(k):
-            t0 += R[j, c] * p[c]
-        t0 *= T(extra[j])
-        for c in range(k):
-            q[c] += t0 * R[j, c]
-        j += 1
+def set_products(P, count, x, out):
+    """Set out_t = p_t.x."""
+    zero = P.dtype.type(0)
+    for t in range(0, count, 4):
+        t0, t1, t2, t3 = zero, zero, zero, zero
+        for c in range(P.shape[1]):
+            t0 += P[t, c] * x[c]
+            t1 += P[t + 1, c] * x[c]
+            t2 += P[t + 2, c] * x[c]
+            t3 += P[t + 3, c] * x[c]
+        out[t], out[t + 1], out[t + 2], out[t + 3] = t0, t1, t2, t3
+
+
+@jit
+def add_normal_product(P, count, extra, x, out):
+    """Add P^T E P x to out in one pass over P."""
+    zero = P.dtype.type(0)
+    for t in range(0, count, 4):
+        t0, t1, t2, t3 = zero, zero, zero, zero
+        for c in range(P.shape[1]):
+            t0 += P[t, c] * x[c]
+            t1 += P[t + 1, c] * x[c]
+            t2 += P[t + 2, c] * x[c]
+            t3 += P[t + 3, c] * x[c]
+        t0 *= extra[t]
+        t1 *= extra[t + 1]
+        t2 *= extra[t + 2]
+        t3 *= extra[t + 3]
+        for c in range(P.shape[1]):
+            out[c] += t0 * P[t, c] + t1 * P[t + 1, c] + t2 * P[t + 2, c] + t3 * P[t + 3, c]
+
+
+@jit
+def add_residual(P, count, extra, target, w0, x, out):
+    """Add P^T (g - E P x) to out in one pass over P, with g_t = (w0 + e_t) a_t.
+
+    Returns sum_t (w0 + e_t)(a_t - p_t.x)^2 - w0 (p_t.x)^2, in float64.
+    """
+    zero, w0, objective = P.dtype.type(0), P.dtype.type(w0), 0.0
+    for t in range(0, count, 4):
+        t0, t1, t2, t3 = zero, zero, zero, zero
+        for c in range(P.shape[1]):
+            t0 += P[t, c] * x[c]
+            t1 += P[t + 1, c] * x[c]
+            t2 += P[t + 2, c] * x[c]
+            t3 += P[t + 3, c] * x[c]
+        # With d = a - p.x, in both sums: g - e p.x = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
+        b0, b1, b2, b3 = w0 * target[t], w0 * target[t + 1], w0 * target[t + 2], w0 * target[t + 3]
+        d0, d1, d2, d3 = target[t] - t0, target[t + 1] - t1, target[t + 2] - t2, target[t + 3] - t3
+        c0, c1, c2, c3 = extra[t] * d0, extra[t + 1] * d1, extra[t + 2] * d2, extra[t + 3] * d3
+        objective += np.float64(c0 * d0 + b0 * (d0 - t0)) + np.float64(c1 * d1 + b1 * (d1 - t1))
+        objective += np.float64(c2 * d2 + b2 * (d2 - t2)) + np.float64(c3 * d3 + b3 * (d3 - t3))
+        c0 += b0
+        c1 += b1
+        c2 += b2
+        c3 += b3
+        for c in range(P.shape[1]):
+            out[c] += c0 * P[t, c] + c1 * P[t + 1, c] + c2 * P[t + 2, c] + c3 * P[t + 3, c]
+    return objective
 
 
 @jit
@@ -163,6 +180,30 @@ def dot(a, b):
     for c in range(a.size):
         total += np.float64(a[c]) * np.float64(b[c])
     return total
+
+
+@intrinsic
+def prefetch(typingctx, array, i, j):
+    """Ask for the cache line of array[i, j], which is read soon."""
+
+    def codegen(context, builder, signature, args):
+        typ, int32 = signature.args[0], ir.IntType(32)
+        array = context.make_array(typ)(context, builder, args[0])
+        at = cgutils.get_item_pointer(context, builder, typ, array, args[1:], wraparound=False)
+        at = builder.bitcast(at, ir.IntType(8).as_pointer())
+        signature = ir.FunctionType(ir.VoidType(), [at.type, int32, int32, int32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature)
+        to_read, to_second_level, data = int32(0), int32(2), int32(1)
+        builder.call(function, [at, to_read, to_second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), codegen
+
+
+if config.DISABLE_JIT:  # a hint: there is nothing to do
+
+    def prefetch(array, i, j):
+        pass
 
 
 @jit

@@ -3,23 +3,24 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from . import _kernels as kernels
 from ._parallel import make_shards, parallel_section
 
-#: Passes over the gathered rows of an item: one to gather them and two for the right-hand side,
-#: for each product with the system, and for each residual and correction.
-_EXACT_PASSES = 1 + 2 + 2 + 2
-_CG_PASSES = 1 + 2 + 2
-#: Steps that an item takes at most, and when to stop before: see `_kernels._solve_cg`. With these,
-#: the loss of "auto" ends within 1e-3 of that of "exact" on all data that was tried.
-_CG_STEPS = {"exact": 0, "cg": 6, "auto": 20}
-_CG_TOL = {"exact": 0.0, "cg": 1e-5, "auto": 1e-5}
+#: Multiply-adds per stored entry and component: to gather it, and for each residual, correction or
+#: step. CG takes some steps for each of two corrections when it solves exactly.
+_GATHER, _PASS = 4, 2
+_EXACT_CG_STEPS = 30
+#: Numbers of a panel: small enough for a second-level cache.
+_PANEL_SIZE = 2**16
+#: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
+_USUAL_STEPS = 3
+_CG_STEPS = {"cg": 6, "auto": 20}
+_CG_TOL = {"cg": 1e-5, "auto": 2e-4}
 #: "auto" leaves to Cholesky the items whose stored entries outweigh the unstored ones by more than
 #: this: they are far from the part that all items share, in which CG starts.
 _LEAST_RATIO = 0.002
-#: Steps that "auto" takes on average, to tell what is cheaper.
-_USUAL_STEPS = 3
 
 
 class Objective(NamedTuple):
@@ -46,7 +47,7 @@ class Side(NamedTuple):
 
     items: kernels.Items
     weights: np.ndarray  # (n,)
-    other_weights: np.ndarray  # (m,)
+    other_weights: np.ndarray  # (m,), or empty: all 1
     mass: np.ndarray  # (n,) sum_j w_ij, over stored and unstored entries
     ratio: np.ndarray  # (n,) unobserved weight over the mean extra weight of the stored entries
     plan: kernels.Plan
@@ -107,6 +108,8 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
         ridge=_constant(np.empty(0)),
         implicit=objective.implicit,
     )
+    if np.all(other_weights == 1):
+        other_weights = np.empty(0)
     other_weights = _constant(other_weights)
     mass = np.empty(n)
     shards = make_shards(np.diff(X.indptr) + 1.0)
@@ -142,30 +145,35 @@ def make_plan(indptr, ratio, k, solver):
     work : float
         The sum of the costs.
     """
+    exact = solver == "exact"
     s = np.diff(indptr).astype(np.float64)
-    never = np.full(s.shape, np.inf)
-    dual = s**2 * k / 2 + s**3 / 6 + _EXACT_PASSES * s * k
-    dual[s > min(k, kernels.CHUNK)] = np.inf
-    primal = s * k**2 / 2 + k**3 / 6 + _EXACT_PASSES * s * k
-    cg = (_CG_PASSES + 2 * _USUAL_STEPS) * s * k
+    chunk = int(np.clip(_PANEL_SIZE // k // 4 * 4, 64, 4096))
+    passes = (_GATHER + (4 if exact else 2) * _PASS) * s * k
+    dual = s**2 * k / 2 + s**3 / 6 + passes
+    dual[s > min(k, chunk)] = np.inf
+    primal = s * k**2 / 2 + k**3 / 6 + passes
+    steps = _EXACT_CG_STEPS if exact else _USUAL_STEPS
+    cg = (_GATHER + _PASS + _PASS * steps) * s * k
+    if exact:
+        cg += 3 * _PASS * s * k
     if solver == "auto":
         cg[ratio < _LEAST_RATIO] = np.inf
-    costs = {
-        "exact": (dual, primal, never),
-        "cg": (never, never, cg),
-        "auto": (dual, primal, cg),
-    }[solver]
+    if solver == "cg":
+        dual[:] = primal[:] = np.inf
+    costs = np.stack([dual, primal, cg])
     paths = np.argmin(costs, axis=0).astype(np.uint8)
-    on_dual = s[paths == kernels.DUAL]
-    max_dual = int(on_dual.max()) if on_dual.size else 0
-    costs = np.min(costs, axis=0) + 4.0 * k
+    costs = np.min(costs, axis=0) + 8.0 * k
     plan = kernels.Plan(
-        _constant(paths), max_dual, _CG_STEPS[solver], _CG_TOL[solver], complete=solver == "auto"
+        paths=_constant(paths),
+        chunk=chunk,
+        exact=exact,
+        max_steps=_EXACT_CG_STEPS if exact else _CG_STEPS[solver],
+        tol=0.0 if exact else _CG_TOL[solver],
     )
     return plan, make_shards(costs), float(costs.sum())
 
 
-def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
+def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads):
     """Solve every item of one side with the other side fixed.
 
     Parameters
@@ -173,11 +181,15 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
     side : Side
         The n items to solve.
     factors : ndarray of shape (n, k)
-        Their factors: overwritten with the solution; where CG starts, if `warm`.
+        Their factors: overwritten with the solution; where to start from, if `warm`, unless the
+        solution is exact.
     fixed : ndarray of shape (m, k)
         The factors of the other side.
     objective : Objective
     warm : bool
+    frame : ndarray of shape (k, k) or None
+        If given, both sides are left in the eigenbasis of the fixed side, and `frame` is
+        multiplied by this rotation: a fit has no reason to rotate back after each sweep.
     n_threads : int
 
     Returns
@@ -185,50 +197,100 @@ def sweep(side, factors, fixed, objective, *, warm=False, n_threads):
     swept : Swept
     """
     w0, n, k = objective.unobserved_weight, *factors.shape
-    fixed = _constant(fixed)
-    warm = warm and side.plan.max_steps > 0
-    objectives, squares, singular = np.empty(n), np.empty(n), np.empty(n, dtype=bool)
+    exact, ridge = side.plan.exact, side.items.ridge
+    warm = warm and not exact
+    objectives, squares = np.empty(n), np.empty(n)
     work = side.work + (n + len(fixed)) * k**2
     with parallel_section(n_threads, work) as run:
         if w0 > 0:
-            spectrum, Q = np.linalg.eigh(w0 * _gram(fixed, run))
-            basis = _rotate(fixed, Q, np.empty_like(fixed), run)
+            # Steps towards a solution need no more precision than the data; a solution does.
+            precision = np.float64 if exact else factors.dtype
+            spectrum, Q = np.linalg.eigh(w0 * _gram(fixed, precision, run))
+            spectrum = spectrum.clip(0)
+            Q = Q.astype(precision)
+            basis = _rotate(fixed, Q, np.empty_like(fixed) if frame is None else fixed, run)
             if warm:
                 _rotate(factors, Q, factors, run)
+            # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
+            common = spectrum + (ridge.min() if n else 0.0)
+            vanishing = common <= k * np.finfo(np.float64).eps * spectrum[-1]
+            scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
         else:
             # All that the items share is then the ridge, which is diagonal in any basis.
-            spectrum, basis = np.zeros(k), fixed
-        shared = kernels.Fixed(
-            _constant(basis), _constant(spectrum.clip(0)), side.other_weights, w0
-        )
-        run(
-            kernels.solve,
-            kernels.solve_shard,
-            side.shards,
-            side.items,
-            shared,
-            side.plan,
-            warm,
-            factors,
-            objectives,
-            squares,
-            singular,
-        )
+            spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
+        shared = _fix(basis, spectrum, scale, side.other_weights, w0, not exact, run)
+        args = (side.items, shared, side.plan, warm, factors, objectives, squares)
+        run(kernels.solve, kernels.solve_shard, side.shards, *args)
+        singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
+        if w0 == 0:
+            singular &= side.items.weights == 0
         for i in np.flatnonzero(np.isnan(objectives)):
             factors[i], objectives[i], singular[i] = _solve_least_norm(side.items, shared, i)
             squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
-        if w0 > 0:
+        if w0 > 0 and frame is None:
             _rotate(factors, Q.T, factors, run)
-    singular &= side.mass > 0  # without any weight, 0 is as good as for an empty item
-    penalty = float(side.items.ridge @ squares)
-    return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)))
+        elif w0 > 0:
+            frame[:] = frame @ Q
+    # Without any weight, 0 is as good as for an item without entries.
+    singular &= (side.mass > 0) & (np.diff(side.items.indptr) > 0)
+    return Swept(float(objectives.sum()), float(ridge @ squares), int(np.count_nonzero(singular)))
+
+
+def _fix(basis, spectrum, scale, weights, w0, coarse, run):
+    """Return the fixed side for the kernels, given its factors in their eigenbasis."""
+    factors = np.empty((0, basis.shape[1]), basis.dtype)
+    codes, steps = np.empty((0, basis.shape[1]), np.int16), np.empty(0, basis.dtype)
+    if coarse and basis.dtype == np.float32:
+        codes, steps = np.empty(basis.shape, np.int16), np.empty(len(basis), basis.dtype)
+        shards = make_shards(np.ones(len(basis)))
+        run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
+    else:
+        factors = basis * scale.astype(basis.dtype)
+    metric = scale**2
+    spectrum = np.where(scale > 0, metric * spectrum, 1.0) if w0 > 0 else spectrum
+    arrays = (factors, codes, steps, scale, spectrum, metric, weights)
+    return kernels.Fixed(*map(_constant, arrays), w0)
+
+
+class Momentum:
+    """Nesterov's extrapolation of one side between iterations, restarted when the loss rises.
+
+    With each solution for V after the t-th iteration, the next starts from V_t + beta (V_t -
+    V_(t-1)), where beta = (theta_t - 1) / theta_(t+1) rises from 0 to 1.
+    """
+
+    def __init__(self):
+        self.theta, self.previous, self.frame, self.loss = 1.0, None, None, np.inf
+
+    def extrapolate(self, V, frame, loss, n_threads):
+        """Move V, in these coordinates, after an iteration that ended with this loss."""
+        if self.previous is None:
+            self.previous = V.copy()
+        else:
+            self.theta = 1.0 if loss > self.loss else self.theta
+            theta = (1 + np.sqrt(1 + 4 * self.theta**2)) / 2
+            beta, self.theta = (self.theta - 1) / theta, theta
+            with parallel_section(n_threads, V.size * V.shape[1]) as run:
+                turn = (self.frame.T @ frame).astype(V.dtype)
+                _rotate(self.previous, turn, self.previous, run)
+                shards = make_shards(np.ones(len(V)))
+                run(
+                    kernels.extrapolate, kernels.extrapolate_shard, shards, V, self.previous, beta
+                )
+        self.frame, self.loss = frame.copy(), loss
+
+
+def rotate_back(factors, frame, n_threads):
+    """Undo the rotation that sweeps have left the factors in."""
+    with parallel_section(n_threads, factors.size * len(frame)) as run:
+        _rotate(factors, frame.T, factors, run)
 
 
 def _solve_least_norm(items, fixed, i):
     """Solve one item, singular to working precision, in float64 by a singular value decomposition.
 
-    It minimises |M u - c|^2 with M = [D^1/2; E^1/2 B] and c = [0; E^-1/2 g], in the notation of
-    `_kernels` and with the rows of the fixed factors in B.
+    It minimises |M u - c|^2 with M = [(s + lam)^1/2; E^1/2 B] and c = [0; E^-1/2 b], in the
+    notation of `_kernels` and with the factors of the fixed side in their eigenbasis in B.
 
     Returns
     -------
@@ -240,20 +302,24 @@ def _solve_least_norm(items, fixed, i):
     """
     stored = slice(items.indptr[i], items.indptr[i + 1])
     e, a = kernels.entries(items, fixed.weights, i)
-    B, w0 = fixed.factors[items.indices[stored]].astype(np.float64), fixed.unobserved_weight
-    D = fixed.spectrum + items.ridge[i]
-    if w0 > 0:  # where D vanishes, B is rounding
-        vanishing = len(D) * np.finfo(np.float64).eps * fixed.spectrum[-1] >= D
-        D[vanishing] = B[:, vanishing] = 0
+    j, w0 = items.indices[stored], fixed.unobserved_weight
+    if fixed.codes.size:
+        P = fixed.steps[j, None].astype(np.float64) * fixed.codes[j]
+    else:
+        P = fixed.factors[j].astype(np.float64)
+    present, k = fixed.scale > 0, len(fixed.scale)
+    B = np.divide(P, fixed.scale, out=np.zeros(P.shape), where=present)
+    D = np.divide(fixed.spectrum, fixed.metric, out=np.zeros(k), where=present)
+    D[present] += items.ridge[i]
     F = np.sqrt(np.maximum(e, kernels.LEAST_EXTRA * w0))
     M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])
     c = np.concatenate(
-        [np.zeros(len(D)), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)]
+        [np.zeros(k), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)]
     )
     u, _, rank, _ = np.linalg.lstsq(M, c, rcond=None)
     p = B @ u
     objective = np.sum((w0 + e) * (a - p) ** 2 - w0 * p**2) + D @ u**2
-    return u, objective, rank < len(D)
+    return u, objective, rank < k
 
 
 def _rotate(X, Q, out, run):
@@ -263,13 +329,35 @@ def _rotate(X, Q, out, run):
     return out
 
 
-def _gram(V, run):
-    """Return V^T V in float64, from partial sums that do not depend on the number of threads."""
+def _gram(V, precision, run):
+    """Return V^T V, from partial sums that do not depend on the number of threads."""
     n, k = V.shape
     size = max(1024, -(-n // 16))
     parts = np.empty((-(-n // size), k, k))
-    run(kernels.gram, kernels.gram_shard, make_shards(np.ones(len(parts))), size, V, parts)
-    return parts.sum(axis=0)
+    shards, like = make_shards(np.ones(len(parts))), np.empty(0, precision)
+    run(kernels.gram, kernels.gram_shard, shards, size, _constant(V), like, parts)
+    upper = np.triu(parts.sum(axis=0))
+    return upper + np.triu(upper, 1).T
+
+
+def transpose(X, *, n_threads):
+    """Return the transpose of a CSR matrix in CSR format, with indices as small as they may be."""
+    n, m = X.shape
+    n_parts = max(1, min(n_threads, X.nnz // (4 * m)))  # so that the counts stay small
+    bounds = np.searchsorted(X.indptr, np.linspace(0, X.nnz, n_parts + 1)).astype(np.int64)
+    bounds[0], bounds[-1] = 0, n
+    parts = np.stack([np.arange(n_parts), np.arange(1, n_parts + 1)], axis=1)
+    counts = np.empty((n_parts, m), dtype=np.int64)
+    index_type = np.int32 if max(n, X.nnz) <= np.iinfo(np.int32).max else np.int64
+    data, indices = np.empty(X.nnz, X.dtype), np.empty(X.nnz, index_type)
+    structure = (_constant(X.indices), _constant(X.indptr))
+    with parallel_section(n_threads, X.nnz) as run:
+        run(kernels.count_columns, kernels.count_columns_shard, parts, bounds, *structure, counts)
+        indptr = np.concatenate([[0], np.cumsum(counts.sum(axis=0))]).astype(index_type)
+        places = indptr[:-1] + np.cumsum(counts, axis=0) - counts
+        args = (bounds, _constant(X.data), *structure, places, data, indices)
+        run(kernels.transpose, kernels.transpose_shard, parts, *args)
+    return sp.csr_array((data, indices, indptr), shape=(m, n))
 
 
 def sampled_product(U, V, pattern, *, n_threads):

@@ -21,7 +21,15 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._parallel import effective_n_threads
-from ._sweep import Objective, make_side, sampled_product, sweep
+from ._sweep import (
+    Momentum,
+    Objective,
+    make_side,
+    rotate_back,
+    sampled_product,
+    sweep,
+    transpose,
+)
 from ._validation import as_csr, check_axis, check_entry_weights, check_indices, check_weights
 
 _DTYPES = [np.float64, np.float32]
@@ -345,8 +353,10 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
-        Xt = X.T.tocsr()
-        Et = None if E is None else sp.csr_array((E, X.indices, X.indptr), X.shape).T.tocsr().data
+        Xt, Et = transpose(X, n_threads=n_threads), None
+        if E is not None:
+            E_like_X = sp.csr_array((E, X.indices, X.indptr), X.shape)
+            Et = transpose(E_like_X, n_threads=n_threads).data
         C = self._check_col_weights(X)
         U, V, resumed = self._start(*X.shape, X.dtype)
 
@@ -354,18 +364,25 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rows = make_side(X, R, C, E, *settings)
         cols = make_side(Xt, C, R, Et, *settings)
         progress = _Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
+        frame = np.eye(self.n_components)
+        momentum = Momentum() if self.solver == "auto" else None
+        options = {"frame": frame, "n_threads": n_threads}
         converged = self.tol == 0
         n_iter = 0
         while n_iter < self.max_iter:
+            if momentum and n_iter > 0:
+                momentum.extrapolate(V, frame, progress.losses[-1], n_threads)
+                progress.penalties["columns"] = objective.penalty(V, cols.mass)
             n_iter += 1
             warm = resumed or n_iter > 1
-            swept = sweep(rows, U, V, objective, warm=warm, n_threads=n_threads)
+            swept = sweep(rows, U, V, objective, warm=warm, **options)
             progress.add("rows", swept, n_iter)
-            swept = sweep(cols, V, U, objective, warm=True, n_threads=n_threads)
+            swept = sweep(cols, V, U, objective, warm=True, **options)
             progress.add("columns", swept, n_iter)
             if self.tol > 0 and progress.relative_decrease() < self.tol:
                 converged = True
                 break
+        rotate_back(V, frame, n_threads)
         rows = rows.replan(self.n_components, "exact")
         progress.add("rows", sweep(rows, U, V, objective, n_threads=n_threads), n_iter)
 
@@ -627,7 +644,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
                 "axis=1, X holds columns over the rows of the fit."
             )
-        return X.T.tocsr()
+        return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
     def _project(self, X, axis, weights):
         """Solve the rows of X exactly; return their factors, the side and what the sweep told."""
