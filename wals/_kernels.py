@@ -49,8 +49,8 @@ _LARGE, _AHEAD, _LINE = 10_000_000, 16, 32
 _MAX_CODE = 32767
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
-#: Solved exactly, an item is corrected by CG until this is left of the energy of the error.
-_ENERGY_LEFT = 1e-8
+#: The first solution by CG in the precision of the data is worth so much, in squares of norms.
+_FIRST_TOL = 1e-11
 _MAX_CORRECTIONS = 8
 
 
@@ -104,7 +104,7 @@ class _Work(NamedTuple):
     target: np.ndarray  # (padded chunk,) a_j, T
     root: np.ndarray  # (padded chunk,) F, T
     coef: np.ndarray  # (padded chunk,) T
-    products: np.ndarray  # (padded chunk,) T
+    products: np.ndarray  # (padded chunk,) float64
     system: np.ndarray  # (k, k) T
     scale: np.ndarray  # (k,) g, T
     diagonal: np.ndarray  # (k,) D, T
@@ -284,20 +284,15 @@ def _solve_cg(items, fixed, plan, i, start, stop, work):
 
 
 @jit_inline
-def _set_residual(items, fixed, plan, i, start, stop, work):
-    """Set exact_r = P^T (b - E P x) - D x for x = exact_x; return the objective.
+def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
+    """Set exact_r = P^T (b - E P x) - D x for x = exact_x, which may be 0; return the objective.
 
     P x is summed in float64: b - E P x nearly cancels where e_j is large. In these terms
 
         L_i(x) = sum_S [(w0 + e_j)(a_j - p_j.x)^2 - w0 (p_j.x)^2] + x.(D x).
     """
-    w0, x, exact_r, coef, partial = (
-        fixed.unobserved_weight,
-        work.exact_x,
-        work.exact_r,
-        work.coef,
-        work.q,
-    )
+    w0, x, exact_r = fixed.unobserved_weight, work.exact_x, work.exact_r
+    coef, products, partial = work.coef, work.products, work.q
     objective = 0.0
     for c in range(x.size):
         exact_r[c] = -work.diagonal[c] * x[c]
@@ -306,14 +301,17 @@ def _set_residual(items, fixed, plan, i, start, stop, work):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
             _gather(items, fixed, i, top, bottom, work)
-        for t in range(_padded(bottom - top)):
-            px = dot(work.panel[t], x)
+        count = _padded(bottom - top)
+        if not at_zero:
+            set_products(work.panel, count, x, products)
+        for t in range(count):
+            px = 0.0 if at_zero else products[t]
             e, a = np.float64(work.extra[t]), np.float64(work.target[t])
             objective += (w0 + e) * (a - px) ** 2 - w0 * px**2
             coef[t] = (w0 + e) * a - e * px
         for c in range(x.size):
             partial[c] = 0
-        add_combination(work.panel, _padded(bottom - top), coef, partial)
+        add_combination(work.panel, count, coef, partial)
         for c in range(x.size):
             exact_r[c] += partial[c]
     return objective
@@ -392,23 +390,22 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
     if that does not converge, as in a system that is singular to working precision.
     """
     x, r, y, exact_x, exact_r = work.x, work.r, work.y, work.exact_x, work.exact_r
-    k, left, factorised = x.size, 0.0, True
+    k, factorised, energy = x.size, True, 0.0
     for c in range(k):
-        exact_x[c] = x[c]
+        exact_x[c] = 0
     if stop - start <= plan.chunk:
         _gather(items, fixed, i, start, stop, work)
     if path == DUAL:
         factorised = _solve_dual(fixed, stop - start, work)
     elif path == PRIMAL:
         factorised = _factorise_primal(items, fixed, plan, i, start, stop, work)
-    else:
-        left = _ENERGY_LEFT
     if not factorised:
         return np.nan
     enough = (np.finfo(x.dtype).eps / 4) ** 2
     previous = np.inf
-    for _ in range(_MAX_CORRECTIONS):
-        objective = _set_residual(items, fixed, plan, i, start, stop, work)
+    for correction in range(_MAX_CORRECTIONS):
+        at_zero = correction == 0 and path != DUAL
+        objective = _set_residual(items, fixed, plan, i, start, stop, at_zero, work)
         for c in range(k):
             r[c] = exact_r[c]
             y[c] = r[c] if path == PRIMAL else 0
@@ -416,8 +413,11 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
             _correct_dual(stop - start, work)
         elif path == PRIMAL:
             cholesky_solve(work.system, k, y)
-        elif not _take_cg_steps(items, fixed, plan, i, start, stop, left, 0.0, y, work)[1]:
-            return np.nan
+        else:
+            tol = _FIRST_TOL if at_zero else enough
+            energy, done = _take_cg_steps(items, fixed, plan, i, start, stop, tol, energy, y, work)
+            if not done:
+                return np.nan
         step, size = dot(y, y), 0.0
         for c in range(k):
             objective -= exact_r[c] * y[c]
@@ -425,8 +425,8 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
             size += exact_x[c] ** 2
         if not step <= previous / 16:
             return np.nan
-        # The error that is left is to this correction as the correction is to x, or as CG left it.
-        if step * max(left * size, step) <= enough * size * size:
+        # The error that is left is to this correction as this one is to the one before, or to x.
+        if step * step <= enough * size * min(size, previous):
             for c in range(k):
                 x[c] = exact_x[c]
             return objective
@@ -492,7 +492,7 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
         target=np.empty(padded, T),
         root=np.empty(padded, T),
         coef=np.empty(padded, T),
-        products=np.empty(padded, T),
+        products=np.empty(padded),
         system=np.empty((k, k), T),
         scale=np.empty(k, T),
         diagonal=np.empty(k, T),
@@ -673,6 +673,4 @@ def transpose(shards, bounds, data, indices, indptr, places, out_data, out_indic
     """Move all entries to their places in the transpose; see `transpose_shard`."""
     for s in prange(shards.shape[0]):
         first, last = shards[s, 0], shards[s, 1]
-        transpose_shard(
-            first, last, bounds, data, indices, indptr, places, out_data, out_indices
-        )
+        transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices)

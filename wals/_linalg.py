@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 _FASTMATH = {"reassoc", "contract", "nsz"}
 jit = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
 jit_item = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, _nrt=False)
-#: For functions with one caller: fewer modules for LLVM to optimise one inside the other.
+#: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling.
 jit_inline = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, inline="always")
 jit_parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, parallel=True)
 
@@ -25,41 +25,52 @@ jit_parallel = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTM
 _uint = np.uint64
 
 
-@jit
-def add_outer(A, first, n, R, top, c0, c1, c2, c3):
-    """Add sum_t c_t r_t r_t^T to the upper triangle of A[first:n, first:n], r_t = R[top + t].
+@jit_inline
+def _add_to_four_rows(A, i, n, R, t, c0, c1, c2, c3):
+    """Add sum_s c_s r_s r_s^T to A[i:i + 4, i:n], r_s = R[t + s] for s < 4.
 
     Four rows of A at a time, so that the four vectors are loaded once for all of them. Also writes
-    below the diagonal, inside blocks of 4 x 4.
+    below the diagonal, inside the block of 4 x 4.
     """
-    n, one = _uint(n), _uint(1)
-    t0, t1, t2, t3 = _uint(top), _uint(top + 1), _uint(top + 2), _uint(top + 3)
-    i0 = _uint(first)
-    while i0 + _uint(4) <= n:
-        i1, i2, i3 = i0 + one, i0 + _uint(2), i0 + _uint(3)
-        a0, a1, a2, a3 = c0 * R[t0, i0], c0 * R[t0, i1], c0 * R[t0, i2], c0 * R[t0, i3]
-        b0, b1, b2, b3 = c1 * R[t1, i0], c1 * R[t1, i1], c1 * R[t1, i2], c1 * R[t1, i3]
-        d0, d1, d2, d3 = c2 * R[t2, i0], c2 * R[t2, i1], c2 * R[t2, i2], c2 * R[t2, i3]
-        e0, e1, e2, e3 = c3 * R[t3, i0], c3 * R[t3, i1], c3 * R[t3, i2], c3 * R[t3, i3]
-        for j in range(i0, n):
-            v0, v1, v2, v3 = R[t0, j], R[t1, j], R[t2, j], R[t3, j]
-            A[i0, j] += a0 * v0 + b0 * v1 + d0 * v2 + e0 * v3
-            A[i1, j] += a1 * v0 + b1 * v1 + d1 * v2 + e1 * v3
-            A[i2, j] += a2 * v0 + b2 * v1 + d2 * v2 + e2 * v3
-            A[i3, j] += a3 * v0 + b3 * v1 + d3 * v2 + e3 * v3
-        i0 = i0 + _uint(4)
-    while i0 < n:
-        a0, b0, d0, e0 = c0 * R[t0, i0], c1 * R[t1, i0], c2 * R[t2, i0], c3 * R[t3, i0]
-        for j in range(i0, n):
-            A[i0, j] += a0 * R[t0, j] + b0 * R[t1, j] + d0 * R[t2, j] + e0 * R[t3, j]
-        i0 = i0 + one
+    i0, i1, i2, i3 = _uint(i), _uint(i + 1), _uint(i + 2), _uint(i + 3)
+    t0, t1, t2, t3 = _uint(t), _uint(t + 1), _uint(t + 2), _uint(t + 3)
+    a0, a1, a2, a3 = c0 * R[t0, i0], c0 * R[t0, i1], c0 * R[t0, i2], c0 * R[t0, i3]
+    b0, b1, b2, b3 = c1 * R[t1, i0], c1 * R[t1, i1], c1 * R[t1, i2], c1 * R[t1, i3]
+    d0, d1, d2, d3 = c2 * R[t2, i0], c2 * R[t2, i1], c2 * R[t2, i2], c2 * R[t2, i3]
+    e0, e1, e2, e3 = c3 * R[t3, i0], c3 * R[t3, i1], c3 * R[t3, i2], c3 * R[t3, i3]
+    for j in range(i0, _uint(n)):
+        v0, v1, v2, v3 = R[t0, j], R[t1, j], R[t2, j], R[t3, j]
+        A[i0, j] += a0 * v0 + b0 * v1 + d0 * v2 + e0 * v3
+        A[i1, j] += a1 * v0 + b1 * v1 + d1 * v2 + e1 * v3
+        A[i2, j] += a2 * v0 + b2 * v1 + d2 * v2 + e2 * v3
+        A[i3, j] += a3 * v0 + b3 * v1 + d3 * v2 + e3 * v3
+
+
+@jit_inline
+def _add_to_row(A, i, n, R, t, c0, c1, c2, c3):
+    """Add the same to A[i, i:n]."""
+    i0, t0, t1, t2, t3 = _uint(i), _uint(t), _uint(t + 1), _uint(t + 2), _uint(t + 3)
+    a, b, d, e = c0 * R[t0, i0], c1 * R[t1, i0], c2 * R[t2, i0], c3 * R[t3, i0]
+    for j in range(i0, _uint(n)):
+        A[i0, j] += a * R[t0, j] + b * R[t1, j] + d * R[t2, j] + e * R[t3, j]
 
 
 @jit
 def add_gram(A, P, count, coef):
-    """Add sum_t coef_t p_t p_t^T to the upper triangle of A."""
-    for t in range(0, count, 4):
-        add_outer(A, 0, P.shape[1], P, t, coef[t], coef[t + 1], coef[t + 2], coef[t + 3])
+    """Add sum_t coef_t p_t p_t^T to the upper triangle of A.
+
+    Four rows of A stay in the first-level cache while all of P passes by.
+    """
+    n = P.shape[1]
+    whole = n // 4 * 4
+    for i in range(0, whole, 4):
+        for t in range(0, count, 4):
+            c0, c1, c2, c3 = coef[t], coef[t + 1], coef[t + 2], coef[t + 3]
+            _add_to_four_rows(A, i, n, P, t, c0, c1, c2, c3)
+    for i in range(whole, n):
+        for t in range(0, count, 4):
+            c0, c1, c2, c3 = coef[t], coef[t + 1], coef[t + 2], coef[t + 3]
+            _add_to_row(A, i, n, P, t, c0, c1, c2, c3)
 
 
 @jit
@@ -83,7 +94,11 @@ def cholesky(A, n):
             for j in range(_uint(i), _uint(n)):
                 A[i, j] *= inverse
         if bottom < n:
-            add_outer(A, bottom, n, A, top, -one, -one, -one, -one)
+            whole = bottom + (n - bottom) // 4 * 4
+            for i in range(bottom, whole, 4):
+                _add_to_four_rows(A, i, n, A, top, -one, -one, -one, -one)
+            for i in range(whole, n):
+                _add_to_row(A, i, n, A, top, -one, -one, -one, -one)
     return True
 
 
@@ -113,8 +128,8 @@ def add_combination(P, count, coef, out):
 
 @jit
 def set_products(P, count, x, out):
-    """Set out_t = p_t.x."""
-    zero = P.dtype.type(0)
+    """Set out_t = p_t.x, in the precision of x."""
+    zero = x.dtype.type(0)
     for t in range(0, count, 4):
         t0, t1, t2, t3 = zero, zero, zero, zero
         for c in range(P.shape[1]):

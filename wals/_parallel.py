@@ -22,8 +22,8 @@ from threadpoolctl import ThreadpoolController
 _N_SHARDS = 48
 #: Neighbouring shards run on one thread. Those that run together are taken from this many places.
 _SPREAD = 4
-#: Multiply-adds that keep a thread busy for longer than it takes to wake it.
-_WORK_PER_THREAD = 500_000
+#: Nanoseconds of work for which it is worth it to wake a thread.
+_WORK_PER_THREAD = 50_000
 
 _lock = threading.RLock()
 _controller = None
@@ -63,7 +63,7 @@ def effective_n_threads(n_jobs):
 
 @contextmanager
 def parallel_section(n_threads, work):
-    """Hold the right to run kernels on up to n_threads, if worth it for `work` multiply-adds.
+    """Hold the right to run kernels on up to n_threads, if worth it for `work` nanoseconds.
 
     Yields `run`, which runs one.
 

@@ -8,19 +8,24 @@ import scipy.sparse as sp
 from . import _kernels as kernels
 from ._parallel import make_shards, parallel_section
 
-#: Multiply-adds per stored entry and component: to gather it, and for each residual, correction or
-#: step. CG takes some steps for each of two corrections when it solves exactly.
-_GATHER, _PASS = 4, 2
-_EXACT_CG_STEPS = 30
+#: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
+#: Per item; per stored entry and component, to gather it and take residuals, and for each CG step;
+#: per multiply-add of P^T E P, and per number and multiply-add of a Cholesky factorisation.
+_ITEM, _GATHER, _STEP, _GRAM, _NUMBER, _CHOLESKY = 400.0, 0.25, 0.066, 0.03, 1.1, 0.016
+#: The same for the dual path: per entry, per entry and component, per pair of entries, and per pair
+#: and component.
+_DUAL = (60.0, 0.3, 0.8, 0.008)
+#: Steps of CG to working precision, where the stored entries weigh as much as the others, and for
+#: each factor of ten that they outweigh them by. In "auto" and "cg", on average.
+_EXACT_STEPS, _EXACT_STEPS_PER_DECADE, _USUAL_STEPS = 6.0, 7.0, 2.0
 #: Numbers of a panel: small enough for a second-level cache.
 _PANEL_SIZE = 2**16
 #: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
-_USUAL_STEPS = 3
-_CG_STEPS = {"cg": 6, "auto": 20}
-_CG_TOL = {"cg": 1e-5, "auto": 2e-4}
-#: "auto" leaves to Cholesky the items whose stored entries outweigh the unstored ones by more than
-#: this: they are far from the part that all items share, in which CG starts.
-_LEAST_RATIO = 0.002
+_CG_STEPS = {"exact": 60, "cg": 6, "auto": 20}
+_CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 2e-4}
+#: Cholesky is left the items whose stored entries outweigh the others by more decades than this:
+#: they are far from the part that all items share, in which CG starts.
+_MOST_DECADES = 2.7
 
 
 class Objective(NamedTuple):
@@ -52,7 +57,7 @@ class Side(NamedTuple):
     ratio: np.ndarray  # (n,) unobserved weight over the mean extra weight of the stored entries
     plan: kernels.Plan
     shards: np.ndarray  # (n_shards, 2)
-    work: float  # multiply-adds of a sweep
+    work: float  # nanoseconds of a sweep
 
     def replan(self, k, solver):
         """Return the same items, to be solved by another solver."""
@@ -127,8 +132,6 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
 def make_plan(indptr, ratio, k, solver):
     """Choose the cheapest path for each item, and shards of equal cost.
 
-    Costs are counted in multiply-adds.
-
     Parameters
     ----------
     indptr : ndarray of shape (n + 1,)
@@ -143,32 +146,34 @@ def make_plan(indptr, ratio, k, solver):
     plan : kernels.Plan
     shards : ndarray of shape (n_shards, 2)
     work : float
-        The sum of the costs.
+        The sum of the costs, in nanoseconds.
     """
-    exact = solver == "exact"
     s = np.diff(indptr).astype(np.float64)
-    chunk = int(np.clip(_PANEL_SIZE // k // 4 * 4, 64, 4096))
-    passes = (_GATHER + (4 if exact else 2) * _PASS) * s * k
-    dual = s**2 * k / 2 + s**3 / 6 + passes
+    chunk = int(np.clip(_PANEL_SIZE // k // 4 * 4, 64, 1024))
+    per_entry, per_number, per_pair, per_product = _DUAL
+    dual = s * (per_entry + per_number * k) + s**2 * (per_pair + per_product * k)
     dual[s > min(k, chunk)] = np.inf
-    primal = s * k**2 / 2 + k**3 / 6 + passes
-    steps = _EXACT_CG_STEPS if exact else _USUAL_STEPS
-    cg = (_GATHER + _PASS + _PASS * steps) * s * k
-    if exact:
-        cg += 3 * _PASS * s * k
-    if solver == "auto":
-        cg[ratio < _LEAST_RATIO] = np.inf
+    primal = s * (_GATHER * k + _GRAM * k**2 / 2) + _NUMBER * k**2 + _CHOLESKY * k**3 / 6
+    with np.errstate(divide="ignore"):
+        decades = np.nan_to_num(-np.log10(ratio), nan=0.0).clip(0, 99)
+    if solver == "exact":
+        steps = np.minimum(_EXACT_STEPS + _EXACT_STEPS_PER_DECADE * decades, s + 3)
+    else:
+        steps = _USUAL_STEPS
+    cg = s * k * (_GATHER + _STEP * steps)
+    if solver != "cg":
+        cg[decades > _MOST_DECADES] = np.inf
     if solver == "cg":
         dual[:] = primal[:] = np.inf
     costs = np.stack([dual, primal, cg])
     paths = np.argmin(costs, axis=0).astype(np.uint8)
-    costs = np.min(costs, axis=0) + 8.0 * k
+    costs = np.min(costs, axis=0) + _ITEM
     plan = kernels.Plan(
         paths=_constant(paths),
         chunk=chunk,
-        exact=exact,
-        max_steps=_EXACT_CG_STEPS if exact else _CG_STEPS[solver],
-        tol=0.0 if exact else _CG_TOL[solver],
+        exact=solver == "exact",
+        max_steps=_CG_STEPS[solver],
+        tol=_CG_TOL[solver],
     )
     return plan, make_shards(costs), float(costs.sum())
 
@@ -200,7 +205,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
     exact, ridge = side.plan.exact, side.items.ridge
     warm = warm and not exact
     objectives, squares = np.empty(n), np.empty(n)
-    work = side.work + (n + len(fixed)) * k**2
+    work = side.work + _GRAM * (n + len(fixed)) * k**2
     with parallel_section(n_threads, work) as run:
         if w0 > 0:
             # Steps towards a solution need no more precision than the data; a solution does.
@@ -270,19 +275,17 @@ class Momentum:
             self.theta = 1.0 if loss > self.loss else self.theta
             theta = (1 + np.sqrt(1 + 4 * self.theta**2)) / 2
             beta, self.theta = (self.theta - 1) / theta, theta
-            with parallel_section(n_threads, V.size * V.shape[1]) as run:
+            with parallel_section(n_threads, _GRAM * V.size * V.shape[1]) as run:
                 turn = (self.frame.T @ frame).astype(V.dtype)
                 _rotate(self.previous, turn, self.previous, run)
                 shards = make_shards(np.ones(len(V)))
-                run(
-                    kernels.extrapolate, kernels.extrapolate_shard, shards, V, self.previous, beta
-                )
+                run(kernels.extrapolate, kernels.extrapolate_shard, shards, V, self.previous, beta)
         self.frame, self.loss = frame.copy(), loss
 
 
 def rotate_back(factors, frame, n_threads):
     """Undo the rotation that sweeps have left the factors in."""
-    with parallel_section(n_threads, factors.size * len(frame)) as run:
+    with parallel_section(n_threads, _GRAM * factors.size * len(frame)) as run:
         _rotate(factors, frame.T, factors, run)
 
 
@@ -313,9 +316,7 @@ def _solve_least_norm(items, fixed, i):
     D[present] += items.ridge[i]
     F = np.sqrt(np.maximum(e, kernels.LEAST_EXTRA * w0))
     M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])
-    c = np.concatenate(
-        [np.zeros(k), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)]
-    )
+    c = np.concatenate([np.zeros(k), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)])
     u, _, rank, _ = np.linalg.lstsq(M, c, rcond=None)
     p = B @ u
     objective = np.sum((w0 + e) * (a - p) ** 2 - w0 * p**2) + D @ u**2
@@ -364,7 +365,7 @@ def sampled_product(U, V, pattern, *, n_threads):
     """Return u_i.v_j for the stored positions (i, j) of a CSR matrix, in their order."""
     out = np.empty(pattern.nnz, dtype=U.dtype)
     shards = make_shards(np.diff(pattern.indptr) + 1)
-    with parallel_section(n_threads, out.size * U.shape[1]) as run:
+    with parallel_section(n_threads, _STEP * out.size * U.shape[1]) as run:
         run(
             kernels.sampled_product,
             kernels.sampled_product_shard,
