@@ -283,6 +283,53 @@ class Momentum:
         self.frame, self.loss = frame.copy(), loss
 
 
+def spectral_start(rows, cols, V, *, n_iter=2, n_threads):
+    """Return an orthogonal basis of nearly the dominant right singular vectors of the targets.
+
+    Where all weights are equal and nothing is regularized, alternating least squares is orthogonal
+    (subspace) iteration.
+
+    Parameters
+    ----------
+    rows, cols : Side
+    V : ndarray of shape (m, k)
+        Drawn from any one continuous distribution.
+    n_iter, n_threads : int
+
+    Returns
+    -------
+    V : ndarray of shape (m, k)
+        Its columns have the norm that balances both sides for the largest singular value.
+    """
+    k = V.shape[1]
+    random = V - V.mean()
+    equal = Objective(1.0, 0.0, 0.0, 0.0, rows.items.implicit)
+    rows, cols = _with_equal_weights(rows), _with_equal_weights(cols)
+    U, V = np.empty((len(rows.weights), k), V.dtype), random.copy()
+    for _ in range(n_iter):
+        sweep(rows, U, V, equal, n_threads=n_threads)
+        sweep(cols, V, U, equal, n_threads=n_threads)
+    with parallel_section(n_threads, _GRAM * V.size * k) as run:
+        left, right = _gram(U, np.float64, run), _gram(V, np.float64, run)
+        square, Q = np.linalg.eigh(right)
+        largest = np.linalg.eigvals(left @ right).real.max() ** 0.25
+        regular = square > k * np.finfo(V.dtype).eps * square[-1]
+        largest = largest if largest > 0 else 1.0
+        V = _rotate(V, Q * np.where(regular, largest / np.sqrt(square.clip(1e-300)), 0), V, run)
+    # More components than the matrix has rank: whatever may grow.
+    V[:, ~regular] = random[:, ~regular]
+    return V
+
+
+def _with_equal_weights(side):
+    """Return the same items, for sweeps in which only the unobserved weight counts."""
+    n = len(side.weights)
+    items = side.items._replace(weights=_constant(np.zeros(n)), ridge=_constant(np.zeros(n)))
+    paths = _constant(np.full(n, kernels.CG, np.uint8))
+    plan = side.plan._replace(paths=paths, exact=False, max_steps=1, tol=0.0)
+    return side._replace(items=items, plan=plan)
+
+
 def rotate_back(factors, frame, n_threads):
     """Undo the rotation that sweeps have left the factors in."""
     with parallel_section(n_threads, _GRAM * factors.size * len(frame)) as run:

@@ -27,6 +27,7 @@ from ._sweep import (
     make_side,
     rotate_back,
     sampled_product,
+    spectral_start,
     sweep,
     transpose,
 )
@@ -111,9 +112,13 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         The last row sweep of `fit`, and all projections, are exact.
 
-    init : "random" or array-like of shape (n_features, n_components), default="random"
-        Where V starts. "random" draws uniformly from [0, 1 / sqrt(n_components)). Rows are solved
-        first, so that U has no start.
+    init : {"svd", "random"} or array-like of shape (n_features, n_components), default="svd"
+        Where V starts. Rows are solved first, so that U has no start.
+
+        - "svd": an orthogonal basis of nearly the dominant right singular vectors of the targets,
+          by two iterations with equal weights. It costs about as much as one iteration, and saves
+          more.
+        - "random": uniformly drawn from [0, 1 / sqrt(n_components)).
 
     max_iter : int, default=10
         The largest number of iterations. On the same data, the quality of a ranking hardly changes
@@ -220,7 +225,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         "regularization_exponent": [Interval(Real, 0, np.inf, closed="left")],
         "implicit": ["boolean"],
         "solver": [StrOptions({"auto", "exact", "cg"})],
-        "init": [StrOptions({"random"}), "array-like"],
+        "init": [StrOptions({"svd", "random"}), "array-like"],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
@@ -248,7 +253,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         regularization_exponent=0.0,
         implicit=False,
         solver="auto",
-        init="random",
+        init="svd",
         max_iter=10,
         tol=0.0,
         warm_start=False,
@@ -363,6 +368,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         settings = (objective, self.n_components, self.solver, n_threads)
         rows = make_side(X, R, C, E, *settings)
         cols = make_side(Xt, C, R, Et, *settings)
+        if not resumed and isinstance(self.init, str) and self.init == "svd":
+            V = spectral_start(rows, cols, V, n_threads=n_threads)
         progress = _Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
         frame = np.eye(self.n_components)
         momentum = Momentum() if self.solver == "auto" else None
