@@ -83,11 +83,11 @@ class Wals(Library):
             self.k,
             unobserved_weight=W0,
             regularization=REG,
-            init="random" if V0 is None else V0,
             max_iter=n_iter,
             n_jobs=self.n_threads,
             random_state=0,
             **self.settings,
+            **{} if V0 is None else {"init": V0},
         ).fit(self.X)
         return self.model.row_factors_, self.model.col_factors_
 

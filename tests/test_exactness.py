@@ -226,4 +226,4 @@ def test_inexact_solvers_on_real_data(load, max_iter, unobserved_weight):
         WALS(32, solver=solver, **params).fit(X).loss_ for solver in ("exact", "auto", "cg")
     )
     assert auto < exact * (1 + 1e-3)
-    assert cg == pytest.approx(exact, rel=1e-3)
+    assert cg == pytest.approx(exact, rel=2e-3)

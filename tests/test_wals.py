@@ -694,7 +694,7 @@ def test_fit_transform_returns_a_copy(X, model):
 def test_partial_fit_in_batches_is_one_iteration(X, model):
     weights = np.linspace(0.5, 2, 40)
     model.set_params(max_iter=1, col_weights=np.linspace(2, 0.5, 25), regularization_exponent=1)
-    expected = clone(model).fit(X, row_weights=weights)
+    expected = clone(model).set_params(init="random").fit(X, row_weights=weights)
     for rows in np.array_split(np.arange(40), 3):
         model.partial_fit(X[rows], weights=weights[rows])
     for cols in np.array_split(np.random.default_rng(0).permutation(25), 4):
@@ -799,3 +799,27 @@ def test_partial_fit_starts_with_rows(X, model):
     with pytest.raises(ValueError, match="NaN"):
         model.partial_fit(with_data(X, np.nan))
     assert vars(model) == vars(clone(model))
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_svd_start_spans_the_dominant_singular_vectors(dtype, implicit):
+    rng = np.random.default_rng(0)
+    X = sp.csr_array(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 30)), dtype=dtype)
+    model = make(4, max_iter=0, init="svd", implicit=implicit, random_state=0).fit(X)
+    V = model.col_factors_.astype(np.float64)
+    targets = (X.toarray() > 0).astype(float) if implicit else X.toarray()
+    _, s, Wt = np.linalg.svd(targets, full_matrices=False)
+    if implicit:  # not of rank 4: near the dominant space
+        Q = np.linalg.qr(V)[0]
+        assert np.linalg.norm(targets @ Q) ** 2 > 0.9 * np.sum(s[:4] ** 2)
+    else:
+        assert_allclose(V @ V.T, s[0] * Wt[:4].T @ Wt[:4], atol=1e-4 * s[0])
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1, 1), (30, 1)])
+def test_svd_start_with_more_components_than_rank(shape):
+    X = sp.csr_array(np.outer(np.arange(1, shape[0] + 1), np.arange(1, shape[1] + 1)), dtype=float)
+    model = make(12, max_iter=30, random_state=0).fit(X)
+    assert np.isfinite(model.components_).all()
+    assert model.loss_ <= clone(model).set_params(init="random").fit(X).loss_ * (1 + 1e-6)

@@ -121,10 +121,6 @@ class _Work(NamedTuple):
 # ------------------------------------------------------------------------------------- one item
 
 
-# Numba counts references to every array of a tuple that it hands from function to function: the
-# innermost functions take arrays.
-
-
 @jit_item
 def _set_entries(
     data, indices, entry_weights, weight, other_weights, implicit, start, stop, extra, target
@@ -414,6 +410,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
         elif path == PRIMAL:
             cholesky_solve(work.system, k, y)
         else:
+            # The first correction is x; others need not be more precise than they matter to it.
             tol = _FIRST_TOL if at_zero else enough
             energy, done = _take_cg_steps(items, fixed, plan, i, start, stop, tol, energy, y, work)
             if not done:
@@ -464,6 +461,7 @@ def _solve_item(items, fixed, plan, i, work):
 
 @jit_item
 def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work):
+    """Do the work of `solve_shard`, given its scratch."""
     x, k = work.x, work.x.size
     for i in range(first, last):
         for c in range(k):

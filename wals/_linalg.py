@@ -15,6 +15,8 @@ from numba.extending import intrinsic
 #: meaning.
 _FASTMATH = {"reassoc", "contract", "nsz"}
 jit = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH)
+#: For functions that allocate nothing. Counting references to the arrays in a tuple takes longer
+#: than to solve a short item.
 jit_item = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, _nrt=False)
 #: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling.
 jit_inline = njit(cache=True, nogil=True, error_model="numpy", fastmath=_FASTMATH, inline="always")

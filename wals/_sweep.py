@@ -9,9 +9,11 @@ from . import _kernels as kernels
 from ._parallel import make_shards, parallel_section
 
 #: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
-#: Per item; per stored entry and component, to gather it and take residuals, and for each CG step;
-#: per multiply-add of P^T E P, and per number and multiply-add of a Cholesky factorisation.
-_ITEM, _GATHER, _STEP, _GRAM, _NUMBER, _CHOLESKY = 400.0, 0.25, 0.066, 0.03, 1.1, 0.016
+#: Per item; per stored entry and component, to gather it and take residuals, for each CG step, and
+#: to gather it for that again; per multiply-add of P^T E P, and per number and multiply-add of a
+#: Cholesky factorisation.
+_ITEM, _GATHER, _STEP, _GATHER_AGAIN = 400.0, 0.25, 0.066, 0.08
+_GRAM, _NUMBER, _CHOLESKY = 0.03, 1.1, 0.016
 #: The same for the dual path: per entry, per entry and component, per pair of entries, and per pair
 #: and component.
 _DUAL = (60.0, 0.3, 0.8, 0.008)
@@ -160,7 +162,8 @@ def make_plan(indptr, ratio, k, solver):
         steps = np.minimum(_EXACT_STEPS + _EXACT_STEPS_PER_DECADE * decades, s + 3)
     else:
         steps = _USUAL_STEPS
-    cg = s * k * (_GATHER + _STEP * steps)
+    step = np.where(s > chunk, _STEP + _GATHER_AGAIN, _STEP)
+    cg = s * k * (_GATHER + step * steps)
     if solver != "cg":
         cg[decades > _MOST_DECADES] = np.inf
     if solver == "cg":
@@ -223,7 +226,10 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
         else:
             # All that the items share is then the ridge, which is diagonal in any basis.
             spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
-        shared = _fix(basis, spectrum, scale, side.other_weights, w0, not exact, run)
+        in_place = w0 > 0 and frame is None  # a copy of the factors already
+        shared = _fix(
+            basis, spectrum, scale, side.other_weights, w0, not exact, in_place, run
+        )
         args = (side.items, shared, side.plan, warm, factors, objectives, squares)
         run(kernels.solve, kernels.solve_shard, side.shards, *args)
         singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
@@ -241,7 +247,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
     return Swept(float(objectives.sum()), float(ridge @ squares), int(np.count_nonzero(singular)))
 
 
-def _fix(basis, spectrum, scale, weights, w0, coarse, run):
+def _fix(basis, spectrum, scale, weights, w0, coarse, in_place, run):
     """Return the fixed side for the kernels, given its factors in their eigenbasis."""
     factors = np.empty((0, basis.shape[1]), basis.dtype)
     codes, steps = np.empty((0, basis.shape[1]), np.int16), np.empty(0, basis.dtype)
@@ -249,6 +255,8 @@ def _fix(basis, spectrum, scale, weights, w0, coarse, run):
         codes, steps = np.empty(basis.shape, np.int16), np.empty(len(basis), basis.dtype)
         shards = make_shards(np.ones(len(basis)))
         run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
+    elif in_place:
+        factors = np.multiply(basis, scale, out=basis, casting="same_kind")
     else:
         factors = basis * scale.astype(basis.dtype)
     metric = scale**2
@@ -391,7 +399,7 @@ def _gram(V, precision, run):
 def transpose(X, *, n_threads):
     """Return the transpose of a CSR matrix in CSR format, with indices as small as they may be."""
     n, m = X.shape
-    n_parts = max(1, min(n_threads, X.nnz // (4 * m)))  # so that the counts stay small
+    n_parts = max(1, min(n_threads, X.nnz // (4 * max(m, 1))))  # so that the counts stay small
     bounds = np.searchsorted(X.indptr, np.linspace(0, X.nnz, n_parts + 1)).astype(np.int64)
     bounds[0], bounds[-1] = 0, n
     parts = np.stack([np.arange(n_parts), np.arange(1, n_parts + 1)], axis=1)

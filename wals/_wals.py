@@ -1,5 +1,6 @@
 """The estimator: parameters, validation and fitted attributes. The work is done in `_sweep`."""
 
+import copy
 import time
 import warnings
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._callback_support import CallbackSupportMixin, FitTasks
 from ._parallel import effective_n_threads
 from ._sweep import (
     Momentum,
@@ -36,7 +38,7 @@ from ._validation import as_csr, check_axis, check_entry_weights, check_indices,
 _DTYPES = [np.float64, np.float32]
 
 
-class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Weighted alternating least squares factorization of a sparse matrix.
 
     A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is
@@ -100,17 +102,19 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         a is then 1 if a > 0 else 0, and \|a\| multiplies its entry weight [2]_.
 
     solver : {"auto", "exact", "cg"}, default="auto"
-        How an item is solved in a sweep of `fit`.
+        How an item, a row or a column, is solved in a sweep of `fit`.
 
-        - "exact": to working precision, by a Cholesky factorisation in as many dimensions as the
-        item has
-          stored entries or in k dimensions, whichever is cheaper.
-        - "cg": by up to six warm-started steps of preconditioned conjugate gradients.
-        - "auto": by conjugate gradients until the residual is small, or exactly where that is
-        cheaper. The final
-          loss is within 1e-3 (relative) of that of "exact".
+        - "exact": to working precision, by whichever is cheaper: preconditioned conjugate gradients
+          or a Cholesky factorisation, in k dimensions or in as many as the item has stored entries.
+        - "cg": by up to six steps of preconditioned conjugate gradients, from the factors of the
+          sweep before.
+        - "auto": whatever lowers the loss soonest. It takes steps until the next one would lower
+          the loss of an item by less than 2e-4 of it, and starts each iteration from an
+          extrapolation of V (Nesterov), which is given up when the loss rises. The final loss is
+          at most 1e-3 (relative) above that of "exact", and lower as a rule.
 
-        The last row sweep of `fit`, and all projections, are exact.
+        The last row sweep of `fit`, and all projections, are exact. With float32 data, "cg" and
+        "auto" gather the fixed factors as 16-bit numbers, which the loss does not show.
 
     init : {"svd", "random"} or array-like of shape (n_features, n_components), default="svd"
         Where V starts. Rows are solved first, so that U has no start.
@@ -164,10 +168,19 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         :math:`\sqrt{\sum_{ij} w_{ij} (a_{ij} - u_i \cdot v_j)^2 / \sum_{ij} w_{ij}}`.
 
     loss_curve_ : ndarray of shape (2 * n_iter_ + 1,)
-        The loss after every sweep.
+        The loss after every sweep. With "auto", a row sweep may end with more than the column sweep
+        before it, since it starts from extrapolated columns.
+
+    rwse_curve_ : ndarray of shape (2 * n_iter_ + 1,)
+        The RWSE after every sweep.
+
+    seconds_ : ndarray of shape (2 * n_iter_ + 1,)
+        The seconds from the start of the first sweep to the end of every one, callbacks included:
+        the one attribute that differs between equal fits.
 
     n_iter_ : int
-        The number of iterations that were run.
+        The number of iterations that made the model: all that were run, unless
+        `wals.callbacks.EarlyStopping` went back to an earlier one.
 
     n_features_in_ : int
         Number of features seen during :term:`fit`.
@@ -180,6 +193,8 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     --------
     sklearn.decomposition.NMF : Unweighted factorization into non-negative factors.
     sklearn.decomposition.TruncatedSVD : The optimum for equal weights without regularization.
+    wals.callbacks.EarlyStopping : Stop when held-out entries are ranked no better.
+    wals.plotting.LossCurveDisplay : Plot `loss_curve_`.
 
     Notes
     -----
@@ -192,17 +207,20 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
 
+    With scikit-learn >= 1.9, ``set_callbacks(...)`` has `fit` call callbacks, also those of
+    ``sklearn.callback``, for the fit and for each iteration. The `fitted_estimator` that a callback
+    asks for at the end of an iteration is what a fit with this `max_iter` gives, and takes its last
+    row sweep. Where `fit` gets no y, callbacks get X for it, so that a ``ScoringMonitor`` scores.
+
     References
     ----------
     .. [1] ``tf.contrib.factorization.WALSMatrixFactorization``, TensorFlow 1.12, 2018.
-    .. [2] Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM
-    2008.
+    .. [2] Hu, Koren and Volinsky, "Collaborative Filtering for Implicit Feedback Datasets",
+       ICDM 2008.
     .. [3] Zhou, Wilkinson, Schreiber and Pan, "Large-Scale Parallel Collaborative Filtering for
-    the Netflix
-       Prize", AAIM 2008.
+       the Netflix Prize", AAIM 2008.
     .. [4] Rendle, Krichene, Zhang and Koren, "Revisiting the Performance of iALS on Item
-    Recommendation
-       Benchmarks", RecSys 2022.
+       Recommendation Benchmarks", RecSys 2022.
 
     Examples
     --------
@@ -213,7 +231,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     >>> model.transform(X[30_000:]).shape
     (2711, 16)
     >>> print(f"{model.score(X[30_000:]):.3f}")
-    -0.134
+    -0.133
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012
@@ -333,7 +351,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             a parameter is out of its range.
         """
         with _unchanged_on_error(self):
-            self._fit(X, row_weights, entry_weights)
+            self._fit(X, y, row_weights, entry_weights)
         return self
 
     def fit_transform(self, X, y=None, *, row_weights=None, entry_weights=None):
@@ -349,10 +367,12 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         U : ndarray of shape (n_samples, n_components)
             A copy of `row_factors_`.
         """
-        return self.fit(X, row_weights=row_weights, entry_weights=entry_weights).row_factors_.copy()
+        weights = {"row_weights": row_weights, "entry_weights": entry_weights}
+        return self.fit(X, y, **weights).row_factors_.copy()
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def _fit(self, X, row_weights, entry_weights):
+    def _fit(self, X, y, row_weights, entry_weights):
+        tasks = FitTasks(self, X, y, row_weights)
         X = validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C")
         X = as_csr(X)
         objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
@@ -374,9 +394,17 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         frame = np.eye(self.n_components)
         momentum = Momentum() if self.solver == "auto" else None
         options = {"frame": frame, "n_threads": n_threads}
-        converged = self.tol == 0
+
+        def iterate():
+            """Return where the fit stands, with V in its own coordinates."""
+            now = V.copy()
+            rotate_back(now, frame, n_threads)
+            return rows, cols, now, progress.copy()
+
+        converged, stopped = self.tol == 0, False
         n_iter = 0
-        while n_iter < self.max_iter:
+        while n_iter < self.max_iter and not stopped:
+            tasks.begin_iteration()
             if momentum and n_iter > 0:
                 momentum.extrapolate(V, frame, progress.losses[-1], n_threads)
                 progress.penalties["columns"] = objective.penalty(V, cols.mass)
@@ -386,33 +414,57 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             progress.add("rows", swept, n_iter)
             swept = sweep(cols, V, U, objective, warm=True, **options)
             progress.add("columns", swept, n_iter)
+            stopped = tasks.end_iteration(iterate)
             if self.tol > 0 and progress.relative_decrease() < self.tol:
-                converged = True
-                break
-        rotate_back(V, frame, n_threads)
-        rows = rows.replan(self.n_components, "exact")
-        progress.add("rows", sweep(rows, U, V, objective, n_threads=n_threads), n_iter)
+                converged = stopped = True
+        if tasks.kept is None:
+            rotate_back(V, frame, n_threads)
+        else:
+            _, _, V, progress = tasks.kept
+            progress.verbose = self.verbose
+        fitted = self._finish(rows, cols, V, progress, U)
 
         _warn_singular(progress.n_singular.values(), X.shape)
-        if not converged:
+        if not (converged or stopped):
             warnings.warn(
                 f"tol={self.tol} was not reached in {n_iter} iterations: increase max_iter or tol.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
-        self.components_, self.row_factors_ = V.T, U
-        self.row_weights_, self.col_weights_ = R, C
-        self._row_mass, self._col_mass = rows.mass, cols.mass
-        self.loss_curve_ = np.array(progress.losses)
-        self.loss_, self.rwse_ = progress.losses[-1], progress.rwse
-        self.n_iter_ = n_iter
+        vars(self).update(fitted)
+        tasks.end()
+
+    def _finish(self, rows, cols, V, progress, U=None):
+        """Sweep the rows exactly with the final V, and return the fitted attributes."""
+        U = np.zeros((len(rows.weights), V.shape[1]), V.dtype) if U is None else U
+        n_iter, n_threads = len(progress.losses) // 2, effective_n_threads(self.n_jobs)
+        exact = rows.replan(self.n_components, "exact")
+        progress.add("rows", sweep(exact, U, V, self._objective(), n_threads=n_threads), n_iter)
+        return {
+            "components_": V.T,
+            "row_factors_": U,
+            "row_weights_": rows.weights,
+            "col_weights_": cols.weights,
+            "_row_mass": rows.mass,
+            "_col_mass": cols.mass,
+            "loss_curve_": np.array(progress.losses),
+            "rwse_curve_": np.array(progress.rwses),
+            "seconds_": np.array(progress.seconds),
+            "loss_": progress.losses[-1],
+            "rwse_": progress.rwses[-1],
+            "n_iter_": n_iter,
+        }
 
     def partial_fit(self, X, y=None, *, indices=None, axis=0, weights=None):
         """Solve some rows or columns exactly, with the other side fixed, and store their factors.
 
         To feed all rows in batches, and then all columns in batches, is one iteration of `fit`.
-        The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`) are removed,
-        since they no longer hold. The factors are changed in place unless the model grows.
+        The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`, `rwse_curve_`,
+        `seconds_`) are removed, since they no longer hold. The factors are changed in place unless
+        the model grows.
+
+        A model that is not fitted starts from random factors, also with ``init="svd"``, which needs
+        to see all data.
 
         Callable `col_weights` see the counts of the first batch alone: pass an array where
         batches must add up to a fit.
@@ -469,7 +521,7 @@ class WALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         self._weights(axis)[indices] = side.weights
         self._mass(axis)[indices] = side.mass
         self._mass(1 - axis)[:] += added.mass - self.unobserved_weight * np.count_nonzero(new)
-        for name in ("loss_", "rwse_", "loss_curve_"):
+        for name in ("loss_", "rwse_", "loss_curve_", "rwse_curve_", "seconds_"):
             vars(self).pop(name, None)
 
     def _begin(self, X, axis):
@@ -712,20 +764,26 @@ class _Progress:
         self.sum_weights, self.verbose = float(sum_weights), verbose
         self.penalties = {"rows": 0.0, "columns": col_penalty}
         self.n_singular = {"rows": 0, "columns": 0}
-        self.losses, self.rwse = [], np.nan
+        self.losses, self.rwses, self.seconds = [], [], []
         self.started = time.perf_counter()
+
+    def copy(self):
+        """Return a copy that prints nothing."""
+        other = copy.deepcopy(self)
+        other.verbose = 0
+        return other
 
     def add(self, side, swept, n_iter):
         data_loss = max(swept.loss - swept.penalty, 0.0)
         self.penalties[side] = swept.penalty
         self.n_singular[side] = swept.n_singular
         self.losses.append(data_loss + sum(self.penalties.values()))
-        self.rwse = _rwse(data_loss, self.sum_weights)
+        self.rwses.append(_rwse(data_loss, self.sum_weights))
+        self.seconds.append(time.perf_counter() - self.started)
         if self.verbose >= 2 or (self.verbose and side == "columns"):
-            seconds = time.perf_counter() - self.started
             print(
                 f"[WALS] iteration {n_iter:3d}  {side:7s}  loss {self.losses[-1]:.6e}"
-                f"  RWSE {self.rwse:.6f}  {seconds:7.2f} s"
+                f"  RWSE {self.rwses[-1]:.6f}  {self.seconds[-1]:7.2f} s"
             )
 
     def relative_decrease(self):

@@ -1,0 +1,154 @@
+"""Sweeps below the estimator: transposition, codes, plans, paths and momentum."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from numpy.testing import assert_allclose, assert_array_equal
+
+from wals import WALS
+from wals import _kernels as kernels
+from wals import _sweep as sweeps
+from wals._parallel import parallel_section
+
+OBJECTIVE = sweeps.Objective(0.05, 1.5, 0.1, 0.0, False)
+
+
+def random_csr(n, m, density, dtype=np.float64, seed=0):
+    return sp.random_array((n, m), density=density, format="csr", rng=seed, dtype=dtype)
+
+
+# --------------------------------------------------------------------------------- transposition
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (1, 7), (7, 1), (0, 3), (3, 0)])
+def test_transpose(shape, index_dtype, n_threads):
+    X = random_csr(*shape, density=0.3, dtype=np.float32)
+    X.indices, X.indptr = X.indices.astype(index_dtype), X.indptr.astype(index_dtype)
+    actual, expected = sweeps.transpose(X, n_threads=n_threads), X.T.tocsr()
+    assert actual.shape == expected.shape
+    assert actual.indices.dtype == actual.indptr.dtype == np.int32
+    for name in ("data", "indices", "indptr"):
+        assert_array_equal(getattr(actual, name), getattr(expected, name))
+
+
+# ------------------------------------------------------------------------------------------ codes
+
+
+@pytest.mark.parametrize("spread", [0, 3])
+def test_codes_are_close_to_each_row(spread):
+    rng = np.random.default_rng(0)
+    V = (rng.normal(size=(50, 7)) * 10 ** rng.normal(scale=spread, size=(50, 1))).astype(np.float32)
+    V[3] = 0
+    scale = rng.uniform(0.1, 10, size=7)
+    codes, steps = np.empty(V.shape, np.int16), np.empty(50, np.float32)
+    kernels.encode_shard(0, 50, V, scale, codes, steps)
+    exact = V * scale
+    error = np.abs(steps[:, None].astype(np.float64) * codes - exact).max(axis=1)
+    assert (error <= np.abs(exact).max(axis=1) / 65_000).all()
+    assert not codes[3].any()
+
+
+def test_codes_that_caches_do_not_hold():
+    """These are asked for in advance."""
+    m, k = 160_000, 64
+    assert m * k > kernels._LARGE
+    X = random_csr(60, m, density=1e-3, dtype=np.float32)
+    X.data[:] = 1
+    cg, exact = (
+        WALS(k, solver=solver, regularization=1.0, max_iter=1, random_state=0).fit(X)
+        for solver in ("cg", "exact")
+    )
+    assert_allclose(cg.loss_curve_, exact.loss_curve_, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------- plans and paths
+
+
+def solve(X, V, objective, path=None, solver="exact"):
+    n, m = X.shape
+    side = sweeps.make_side(
+        X, np.ones(n), np.ones(m), None, objective, V.shape[1], solver, n_threads=1
+    )
+    if path is not None:
+        paths = np.full(n, path, dtype=np.uint8)
+        paths.flags.writeable = False
+        side = side._replace(plan=side.plan._replace(paths=paths))
+    U = np.zeros((n, V.shape[1]), dtype=V.dtype)
+    swept = sweeps.sweep(side, U, V, objective, n_threads=1)
+    return U, swept.loss
+
+
+@pytest.mark.parametrize("path", [kernels.DUAL, kernels.PRIMAL, kernels.CG])
+@pytest.mark.parametrize("w0", [1e-3, 0.05, 1.0])
+@pytest.mark.parametrize("dtype, tol", [(np.float32, 1e-6), (np.float64, 1e-13)])
+def test_every_path_is_exact(dtype, tol, w0, path):
+    rng = np.random.default_rng(0)
+    objective = OBJECTIVE._replace(unobserved_weight=w0)
+    X = random_csr(30, 90, density=0.1, dtype=dtype)
+    V = rng.normal(size=(90, 20)).astype(dtype)
+    U, loss = solve(X, V, objective, path)
+    A, stored = X.toarray().astype(np.float64), X.toarray() != 0
+    W, V = w0 + 1.5 * stored, V.astype(np.float64)
+    expected = np.array(
+        [np.linalg.solve((V.T * w) @ V + 0.1 * np.eye(20), (V.T * w) @ a) for w, a in zip(W, A)]
+    )
+    assert_allclose(U, expected, rtol=0, atol=tol * np.abs(expected).max())
+    value = np.sum(W * (A - expected @ V.T) ** 2) + 0.1 * np.sum(expected**2)
+    assert_allclose(loss, value, rtol=max(tol, 1e-13))
+
+
+@pytest.mark.parametrize("k", [4, 64, 300])
+def test_plans(k):
+    X = random_csr(200, 3000, density=0.02)
+    lengths = np.diff(X.indptr)
+    for w0, solver, allowed in [
+        (0.1, "cg", {kernels.CG}),
+        (1e-6, "cg", {kernels.CG}),
+        (0.1, "auto", {kernels.DUAL, kernels.PRIMAL, kernels.CG}),
+        (1e-6, "auto", {kernels.DUAL, kernels.PRIMAL}),
+        (0.0, "exact", {kernels.DUAL, kernels.PRIMAL}),
+    ]:
+        ratio = np.full(200, w0)
+        plan, shards, work = sweeps.make_plan(X.indptr, ratio, k, solver)
+        assert set(plan.paths) <= allowed
+        assert (lengths[plan.paths == kernels.DUAL] <= min(k, plan.chunk)).all()
+        assert plan.chunk % 4 == 0
+        assert sorted(i for first, last in shards for i in range(first, last)) == list(range(200))
+        assert work > 0
+
+
+# --------------------------------------------------------------------------------------- momentum
+
+
+def test_momentum_in_turning_coordinates():
+    """The sequence is that of Nesterov, whatever rotations the sweeps leave V in."""
+    rng = np.random.default_rng(0)
+    solutions, losses = rng.normal(size=(5, 30, 6)), [5.0, 4.0, 3.0, 3.5, 2.0]
+    momentum, theta, previous = sweeps.Momentum(), 1.0, None
+    for t, (solution, loss) in enumerate(zip(solutions, losses, strict=True)):
+        frame = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+        V = solution @ frame
+        momentum.extrapolate(V, frame, loss, n_threads=1)
+        expected = solution
+        if previous is not None:
+            if loss > losses[t - 1]:
+                theta = 1.0
+            following = (1 + np.sqrt(1 + 4 * theta**2)) / 2
+            expected = solution + (theta - 1) / following * (solution - previous)
+            theta = following
+        assert_allclose(V @ frame.T, expected, atol=1e-13)
+        previous = solution
+
+
+@pytest.mark.parametrize("w0", [0.0, 0.003, 0.1, 1.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_auto_gets_ahead_of_exact(dtype, w0):
+    X = random_csr(300, 200, density=0.1, dtype=dtype)
+    params = {"unobserved_weight": w0, "regularization": 0.1, "max_iter": 12, "random_state": 0}
+    auto = WALS(16, **params).fit(X)
+    exact = WALS(16, solver="exact", **params).fit(X)
+    assert auto.loss_ < exact.loss_
+    ends = auto.loss_curve_[1::2]
+    assert (np.diff(ends) <= 1e-6 * ends[:-1]).all()
