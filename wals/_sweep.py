@@ -227,9 +227,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
             # All that the items share is then the ridge, which is diagonal in any basis.
             spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
         in_place = w0 > 0 and frame is None  # a copy of the factors already
-        shared = _fix(
-            basis, spectrum, scale, side.other_weights, w0, not exact, in_place, run
-        )
+        shared = _fix(basis, spectrum, scale, side.other_weights, w0, not exact, in_place, run)
         args = (side.items, shared, side.plan, warm, factors, objectives, squares)
         run(kernels.solve, kernels.solve_shard, side.shards, *args)
         singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
