@@ -66,7 +66,10 @@ def fit_implicit(X, k, seed, **parameters):
 def fit_irspack(X, k, seed, **parameters):
     from irspack import IALSRecommender
 
-    model = IALSRecommender(X, n_components=k, random_seed=seed, **parameters).learn()
+    model = IALSRecommender(X, n_components=k, random_seed=seed, **parameters)
+    model.start_learning()
+    for _ in range(model.train_epochs):  # what `learn` does, without its progress bar
+        model.run_epoch()
     core = model.trainer.core_trainer
     return core.user, core.item
 
