@@ -10,7 +10,7 @@ study without its data is left out, and said to be.
 
 The protocol is the same for all libraries. 20 % of the entries of every training row are hidden;
 `--candidates` random settings of a library are compared on them by NDCG@20, at the smallest k; at
-every larger k, the four best of the k before. The best is fitted to all of the training data with
+every larger k, the best quarter of those before. The best is fitted to all of the training data with
 three seeds, and only then meets the test data. Training entries are not ranked. For RMSE, what is
 predicted are ratings less their mean, with unobserved_weight = 0, which only WALS has.
 """
@@ -34,7 +34,7 @@ from wals.model_selection import split_entries
 from wals.weights import power_law
 
 SEEDS = (0, 1, 2)
-TRANSFERRED = 4
+FEWER = 4
 STUDIES = {}
 
 
@@ -121,49 +121,48 @@ def rank(U, V, seen, n=20):
     return ranked
 
 
-def ranking(name, train, test, k, seed, settings):
-    """Return Recall@20 and NDCG@20 of a setting, and the seconds of its fit."""
+def ranking(name, train, test, k, seed, settings, rows=slice(None)):
+    """Return Recall@20 and NDCG@20 of a setting in these rows, and the seconds of its fit."""
     start = time.perf_counter()
     U, V = LIBRARIES[name][0](train, k, seed, **settings)
     seconds = time.perf_counter() - start
-    ranked = rank(U, V, train)
-    return recall_at_k(test, ranked, 20), ndcg_at_k(test, ranked, 20), seconds
+    ranked = rank(U[rows], V, train[rows])
+    return recall_at_k(test[rows], ranked, 20), ndcg_at_k(test[rows], ranked, 20), seconds
 
 
 def tuned(options, data, splits, ks):
-    """Yield a row of results for every library and k.
+    """Yield a row of results for every k and library.
 
-    `splits` are pairs of training and test data; settings are chosen on the first of the former.
+    `splits` are pairs of training and test data, one for all seeds or one each; settings are chosen
+    on the training data of the first, in at most 5,000 rows.
     """
     inner, hidden = split_entries(splits[0][0], 0.2, strategy="per-row", random_state=0)
-    for name, (_, space) in LIBRARIES.items():
-        candidates = list(ParameterSampler(space, options.candidates, random_state=0))
-        for k in ks:
-            if k > 256 and not name.startswith("wals"):
-                continue  # hours
-            scores = [ranking(name, inner, hidden, k, 0, settings)[1] for settings in candidates]
-            order = np.argsort(scores)[::-1][:TRANSFERRED]
-            candidates = [candidates[i] for i in order]
-            runs = [
-                ranking(name, *split, k, seed, candidates[0])
-                for split, seed in (
-                    [(splits[0], seed) for seed in SEEDS]
-                    if len(splits) == 1
-                    else zip(splits, itertools.cycle(SEEDS), strict=False)
-                )
-            ]
-            recall, ndcg, seconds = np.transpose(runs)
-            yield {
-                "data": data,
-                "library": name,
-                "k": k,
-                "recall@20": recall.mean(),
-                "ndcg@20": ndcg.mean(),
-                "spread": max(np.ptp(recall), np.ptp(ndcg)),
-                "s_fit": seconds.mean(),
-                "validation": max(scores),
-                "settings": candidates[0],
-            }
+    rows = np.random.default_rng(0).permutation(inner.shape[0])[:5000]
+    splits = splits * len(SEEDS) if len(splits) == 1 else splits
+    candidates = {
+        name: list(ParameterSampler(space, options.candidates, random_state=0))
+        for name, (_, space) in LIBRARIES.items()
+    }
+    for k, name in itertools.product(ks, LIBRARIES):
+        if k > 256 and not name.startswith("wals"):
+            continue  # hours
+        settings = candidates[name]
+        if len(settings) > 1:
+            scores = [ranking(name, inner, hidden, k, 0, one, rows)[1] for one in settings]
+            settings = [settings[i] for i in np.argsort(scores)[::-1]]
+            candidates[name] = settings[: max(1, len(settings) // FEWER)]
+        runs = [ranking(name, *split, k, seed, settings[0]) for seed, split in enumerate(splits)]
+        recall, ndcg, seconds = np.transpose(runs)
+        yield {
+            "data": data,
+            "library": name,
+            "k": k,
+            "recall@20": recall.mean(),
+            "ndcg@20": ndcg.mean(),
+            "spread": max(np.ptp(recall), np.ptp(ndcg)),
+            "s_fit": seconds.mean(),
+            "settings": settings[0],
+        }
 
 
 # ---------------------------------------------------------------------------------------- studies
