@@ -10,9 +10,9 @@ study without its data is left out, and said to be.
 
 The protocol is the same for all libraries. 20 % of the entries of every training row are hidden;
 `--candidates` random settings of a library are compared on them by NDCG@20, at the smallest k; at
-every larger k, the best quarter of those before. The best is fitted to all of the training data with
-three seeds, and only then meets the test data. Training entries are not ranked. For RMSE, what is
-predicted are ratings less their mean, with unobserved_weight = 0, which only WALS has.
+every larger k, the best quarter of those before. The best is fitted to all of the training data
+with three seeds, and only then meets the test data. Training entries are not ranked. For RMSE, what
+is predicted are ratings less their mean, with unobserved_weight = 0, which only WALS has.
 """
 
 import argparse
@@ -34,7 +34,9 @@ from wals.model_selection import split_entries
 from wals.weights import power_law
 
 SEEDS = (0, 1, 2)
+#: What the number of settings is divided by, at every larger k.
 FEWER = 4
+ALL = slice(None)
 STUDIES = {}
 
 
@@ -121,7 +123,7 @@ def rank(U, V, seen, n=20):
     return ranked
 
 
-def ranking(name, train, test, k, seed, settings, rows=slice(None)):
+def ranking(name, train, test, k, seed, settings, rows=ALL):
     """Return Recall@20 and NDCG@20 of a setting in these rows, and the seconds of its fit."""
     start = time.perf_counter()
     U, V = LIBRARIES[name][0](train, k, seed, **settings)
@@ -315,11 +317,12 @@ def main():
     add("--data", type=Path, default=Path("data"), help="FOLDER")
     add("--study", nargs="+", default=list(STUDIES), choices=list(STUDIES))
     add("--components", type=int, nargs="+", help="k, instead of those of the study")
-    add("--candidates", type=int, default=24)
+    add("--candidates", type=int, default=48)
     add("--output", type=Path, default=here / "quality.json")
     options = parser.parse_args()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+    described = in_process(machine)
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in options.study:
         generator, columns, files = STUDIES[name]
@@ -330,7 +333,7 @@ def main():
         rows = []
         for row in generator(options):  # writes all there is, after every row
             rows.append(row)
-            results[name] = {"machine": in_process(machine), "rows": rows}
+            results[name] = {"machine": described, "candidates": options.candidates, "rows": rows}
             options.output.write_text(json.dumps(results, indent=1, default=float) + "\n")
         print(f"\n{generator.__doc__}\n\n{table(rows, columns)}", flush=True)
 
