@@ -42,11 +42,11 @@ from ._linalg import (
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
-#: Numbers that caches do not hold, how many rows to ask for them in advance, and the codes in a
-#: cache line.
-_LARGE, _AHEAD, _LINE = 10_000_000, 16, 32
-#: The largest code of a quantised number.
-_MAX_CODE = 32767
+#: Bytes that caches do not hold, how many rows to ask for them in advance, and the bytes of a cache
+#: line.
+_LARGE, _AHEAD, _LINE = 20_000_000, 16, 64
+#: The largest code of a number in one byte, and in two.
+_MAX_CODE, _MAX_FINE = 127, 127 * 256 + 127
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
@@ -69,12 +69,14 @@ class Items(NamedTuple):
 class Fixed(NamedTuple):
     """The other side, in the coordinates of the sweep: m items.
 
-    P is either in `factors` or, rounded to P[j] = steps[j] * codes[j], in `codes`: half the
-    memory to gather from, and no number is off by more than 1/65,000 of the largest of its row.
+    P is either in `factors` or rounded to multiples of steps[j] in row j, in `codes`: a byte for
+    every number, or a high one and, k columns later, a low one. This is a quarter or half of the
+    memory to gather from, and no number is off by more than 1/254, or 1/65,000, of the largest of
+    its row.
     """
 
     factors: np.ndarray  # (m, k) V Q g, or empty
-    codes: np.ndarray  # (m, k) int16, or empty
+    codes: np.ndarray  # (m, k) or (m, 2 k) int8, or empty
     steps: np.ndarray  # (m,), or empty
     scale: np.ndarray  # (k,) g, float64: 0 where all of s + lam_i vanishes
     spectrum: np.ndarray  # (k,) g^2 s, float64, or 1 where g = 0
@@ -172,21 +174,26 @@ def _copy_rows_at(indices, factors, panel):
 
 @jit_item
 def _decode_rows_at(start, stop, indices, codes, steps, panel):
-    """Set panel[t - start] = steps[j] * codes[j] for start <= t < stop, j = indices[t].
+    """Decode rows j = indices[t], start <= t < stop, to panel[t - start].
 
     If the codes are more than caches hold, rows are asked for in advance, beyond `stop` too, where
     the next chunk or item starts.
     """
-    large, last = codes.size > _LARGE, indices.size - 1
+    large, last, k = codes.size > _LARGE, indices.size - 1, np.uint64(panel.shape[1])
+    fine = codes.shape[1] > panel.shape[1]
     for t in range(start, stop):
         if large:
             ahead = np.intp(indices[min(t + _AHEAD, last)])
-            for c in range(0, panel.shape[1], _LINE):
+            for c in range(0, codes.shape[1], _LINE):
                 prefetch(codes, ahead, c)
         j = np.uint64(indices[t])
         step, row = steps[j], np.uint64(t - start)
-        for c in range(panel.shape[1]):
-            panel[row, c] = step * codes[j, c]
+        if fine:
+            for c in range(k):
+                panel[row, c] = step * (256 * np.int32(codes[j, c]) + np.int32(codes[j, k + c]))
+        else:
+            for c in range(k):
+                panel[row, c] = step * codes[j, c]
 
 
 @jit
@@ -518,14 +525,28 @@ def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
 @jit
 def encode_shard(first, last, V, scale, codes, steps):
     """Round the rows first:last of V g to multiples of a step, a different one for each row."""
+    k = scale.size
+    fine = codes.shape[1] > k
+    most = _MAX_FINE if fine else _MAX_CODE
     for j in range(first, last):
         largest = 0.0
-        for c in range(scale.size):
+        for c in range(k):
             largest = max(largest, abs(V[j, c] * scale[c]))
-        steps[j] = largest / _MAX_CODE
-        inverse = _MAX_CODE / largest if largest > 0 else 0.0
-        for c in range(scale.size):
-            codes[j, c] = np.int16(np.rint(V[j, c] * scale[c] * inverse))
+        steps[j] = largest / most
+        inverse = most / largest if largest > 0 else 0.0
+        for c in range(k):
+            code = np.int32(np.rint(V[j, c] * scale[c] * inverse))
+            if fine:
+                low = ((code + 128) & 255) - 128
+                codes[j, k + c] = low
+                code = (code - low) >> 8
+            codes[j, c] = code
+
+
+def decode(codes, steps, k):
+    """Return rows that `encode_shard` has rounded, in float64."""
+    codes = codes.astype(np.float64)
+    return steps[:, None] * (codes if codes.shape[1] == k else 256 * codes[:, :k] + codes[:, k:])
 
 
 @jit_parallel

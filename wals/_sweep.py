@@ -25,6 +25,11 @@ _PANEL_SIZE = 2**16
 #: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
 _CG_STEPS = {"exact": 60, "cg": 6, "auto": 20}
 _CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 2e-4}
+#: "auto" rounds to one byte as long as an iteration lowers the loss by more than this part. What
+#: rounding adds to the loss then is a hundredth of that, or less.
+ROUGH_UNTIL = 2e-3
+#: So many numbers a second-level cache holds as they are: to round them would gain nothing.
+_FEW = 2**18
 #: Cholesky is left the items whose stored entries outweigh the others by more decades than this:
 #: they are far from the part that all items share, in which CG starts.
 _MOST_DECADES = 2.7
@@ -181,7 +186,7 @@ def make_plan(indptr, ratio, k, solver):
     return plan, make_shards(costs), float(costs.sum())
 
 
-def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads):
+def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=None, n_threads):
     """Solve every item of one side with the other side fixed.
 
     Parameters
@@ -195,6 +200,9 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
         The factors of the other side.
     objective : Objective
     warm : bool
+    rough : bool
+        Whether steps may be those towards the solution for slightly rounded fixed factors: one byte
+        for every number, where the data is float32.
     frame : ndarray of shape (k, k) or None
         If given, both sides are left in the eigenbasis of the fixed side, and `frame` is
         multiplied by this rotation: a fit has no reason to rotate back after each sweep.
@@ -226,8 +234,9 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
         else:
             # All that the items share is then the ridge, which is diagonal in any basis.
             spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
+        n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
         in_place = w0 > 0 and frame is None  # a copy of the factors already
-        shared = _fix(basis, spectrum, scale, side.other_weights, w0, not exact, in_place, run)
+        shared = _fix(basis, spectrum, scale, side.other_weights, w0, n_bytes, in_place, run)
         args = (side.items, shared, side.plan, warm, factors, objectives, squares)
         run(kernels.solve, kernels.solve_shard, side.shards, *args)
         singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
@@ -245,12 +254,16 @@ def sweep(side, factors, fixed, objective, *, warm=False, frame=None, n_threads)
     return Swept(float(objectives.sum()), float(ridge @ squares), int(np.count_nonzero(singular)))
 
 
-def _fix(basis, spectrum, scale, weights, w0, coarse, in_place, run):
-    """Return the fixed side for the kernels, given its factors in their eigenbasis."""
+def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
+    """Return the fixed side for the kernels, given its factors in their eigenbasis.
+
+    float32 factors are rounded to so many bytes, if any.
+    """
     factors = np.empty((0, basis.shape[1]), basis.dtype)
-    codes, steps = np.empty((0, basis.shape[1]), np.int16), np.empty(0, basis.dtype)
-    if coarse and basis.dtype == np.float32:
-        codes, steps = np.empty(basis.shape, np.int16), np.empty(len(basis), basis.dtype)
+    codes, steps = np.empty((0, basis.shape[1]), np.int8), np.empty(0, basis.dtype)
+    if n_bytes and basis.dtype == np.float32:
+        shape = len(basis), n_bytes * basis.shape[1]
+        codes, steps = np.empty(shape, np.int8), np.empty(len(basis), basis.dtype)
         shards = make_shards(np.ones(len(basis)))
         run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
     elif in_place:
@@ -360,7 +373,7 @@ def _solve_least_norm(items, fixed, i):
     e, a = kernels.entries(items, fixed.weights, i)
     j, w0 = items.indices[stored], fixed.unobserved_weight
     if fixed.codes.size:
-        P = fixed.steps[j, None].astype(np.float64) * fixed.codes[j]
+        P = kernels.decode(fixed.codes[j], fixed.steps[j], len(fixed.scale))
     else:
         P = fixed.factors[j].astype(np.float64)
     present, k = fixed.scale > 0, len(fixed.scale)
