@@ -42,9 +42,9 @@ from ._linalg import (
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
-#: Bytes that caches do not hold, how many rows to ask for them in advance, and the bytes of a cache
-#: line.
-_LARGE, _AHEAD, _LINE = 20_000_000, 16, 64
+#: Bytes that near caches do not hold, how many rows to ask for them in advance, and the bytes of
+#: a cache line.
+_LARGE, _AHEAD, _LINE = 2_000_000, 16, 64
 #: The largest code of a number in one byte, and in two.
 _MAX_CODE, _MAX_FINE = 127, 127 * 256 + 127
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
