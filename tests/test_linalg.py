@@ -9,9 +9,11 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import _linalg as linalg
+from wals._compile import whole_lines
 
 DTYPES = [np.float32, np.float64]
-SIZES = [1, 2, 3, 4, 5, 7, 8, 13, 32, 65]
+SIZES = [1, 3, 8, 13, 16, 17, 32, 65, 100]
+COUNTS = [0, 8, 24, 112]
 
 
 def tolerance(dtype):
@@ -22,78 +24,105 @@ def symmetric(A):
     return np.triu(A) + np.triu(A, 1).T
 
 
+def with_whole_lines(A, dtype):
+    """Return a copy of a vector or of rows that fill cache lines, with zeros."""
+    A = np.asarray(A, dtype=dtype)
+    widths = [(0, 0)] * (A.ndim - 1) + [(0, whole_lines(A.shape[-1], A) - A.shape[-1])]
+    return np.pad(A, widths)
+
+
+@pytest.mark.parametrize(("dtype", "line"), [(np.float32, 16), (np.float64, 8), (np.int8, 64)])
+def test_whole_lines(dtype, line):
+    A = np.empty(1, dtype)
+    assert [whole_lines(n, A) for n in (0, 1, line, line + 1)] == [0, line, line, 2 * line]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("count", [0, 4, 8])
+@pytest.mark.parametrize("count", COUNTS)
 def test_add_gram(n, count, dtype):
     rng = np.random.default_rng(n)
-    P, coef = rng.normal(size=(count + 2, n)).astype(dtype), rng.uniform(size=count).astype(dtype)
-    A = np.eye(n + 2, dtype=dtype)
+    P = with_whole_lines(rng.normal(size=(count + 2, n)), dtype)
+    coef = rng.uniform(size=count).astype(dtype)
+    A = np.eye(P.shape[1] + 1, dtype=dtype)[:, :-1].copy()
     linalg.add_gram(A, P, count, coef)
-    expected = np.eye(n) + (P[:count].T * coef) @ P[:count].astype(np.float64)
-    assert_allclose(symmetric(A[:n, :n]), expected, rtol=0, atol=tolerance(dtype))
-    assert_array_equal(A[n:], np.eye(n + 2)[n:])
-    assert_array_equal(A[:, n:], np.eye(n + 2)[:, n:])
+    expected = np.eye(P.shape[1]) + (P[:count].T * coef) @ P[:count].astype(np.float64)
+    assert_allclose(symmetric(A[:-1]), expected, rtol=0, atol=tolerance(dtype) * max(count, 1))
+    assert_array_equal(A[-1], 0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", SIZES)
-def test_cholesky(n, dtype):
+@pytest.mark.parametrize("n", [16, 32, 64, 144])
+def test_factorise(n, dtype):
     rng = np.random.default_rng(n)
     R, b = rng.normal(size=(2 * n, n)), rng.normal(size=n)
     A = R.T @ R + np.eye(n)
-    U = np.zeros((n + 1, n + 1), dtype=dtype)
-    U[:n, :n] = np.triu(A)
-    assert linalg.cholesky(U, n)
-    assert_allclose(
-        np.triu(U[:n, :n]), np.linalg.cholesky(A).T, atol=tolerance(dtype) * np.abs(A).max()
-    )
+    W, coef = np.full((n, n + 16), np.nan, dtype), np.empty(n, dtype)
+    W[:, :n] = A
+    assert linalg.factorise(W, n, coef)
+    upper = np.triu(W[:, :n]).astype(np.float64)
+    assert_allclose(coef, -1 / np.diag(upper), rtol=tolerance(dtype))
+    product = upper.T / np.diag(upper) @ upper
+    assert_allclose(product, A, rtol=0, atol=tolerance(dtype) * np.abs(A).max())
     x = b.astype(dtype)
-    linalg.cholesky_solve(U, n, x)
+    linalg.solve_factorised(W, n, coef, x)
     assert_allclose(x, np.linalg.solve(A, b), atol=tolerance(dtype) * 10)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 2, 4, 6, 9])
-def test_cholesky_tells_singular_matrices(n, dtype):
-    r = np.arange(1, n + 1, dtype=dtype)
-    singular = np.outer(r, r) if n > 1 else np.zeros((1, 1), dtype=dtype)
-    assert not linalg.cholesky(singular, n)
-    assert not linalg.cholesky(np.full((n, n), np.nan, dtype=dtype), n)
-    assert not linalg.cholesky(-np.eye(n, dtype=dtype), n)
+@pytest.mark.parametrize("n", [16, 32])
+def test_factorise_tells_singular_matrices(n, dtype):
+    r, coef = np.arange(1, n + 1, dtype=dtype), np.empty(n, dtype)
+    assert not linalg.factorise(np.outer(r, r), n, coef)
+    assert not linalg.factorise(np.zeros((n, n), dtype=dtype), n, coef)
+    assert not linalg.factorise(np.full((n, n), np.nan, dtype=dtype), n, coef)
+    assert not linalg.factorise(-np.eye(n, dtype=dtype), n, coef)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("count", [0, 4, 8])
-@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("k", [*SIZES, 1000])
 def test_products_with_panels(k, count, dtype):
     rng = np.random.default_rng(count)
-    panel = rng.normal(size=(count + 1, k)).astype(dtype)
+    panel = with_whole_lines(rng.normal(size=(count + 1, k)) / np.sqrt(k), dtype)
     e, a = rng.uniform(size=(2, count + 1)).astype(dtype)
-    x, start = rng.normal(size=(2, k)).astype(dtype)
+    x, start = with_whole_lines(rng.normal(size=(2, k)), dtype)
     P, E, A = (array[:count].astype(np.float64) for array in (panel, e, a))
-    w0 = 0.25
+    w0, coef = 0.25, np.empty(count, dtype)
 
     def check(actual, expected):
-        assert_allclose(actual, expected, rtol=0, atol=tolerance(dtype))
+        size = max(1.0, np.max(np.abs(expected), initial=0))
+        assert_allclose(actual, expected, rtol=0, atol=tolerance(dtype) * size)
 
     out = start.copy()
-    linalg.add_normal_product(panel, count, e, x, out)
+    linalg.add_normal_product(panel, count, e, x, coef, out)
     check(out, start + P.T @ (E * (P @ x)))
 
     out = start.copy()
-    objective = linalg.add_residual(panel, count, e, a, w0, x, out)
+    objective = linalg.add_residual(panel, count, e, a, w0, x, coef, out)
     check(out, start + P.T @ ((w0 + E) * A - E * (P @ x)))
     expected = np.sum((w0 + E) * (A - P @ x) ** 2 - w0 * (P @ x) ** 2)
     assert_allclose(objective, expected, rtol=tolerance(dtype), atol=tolerance(dtype))
 
+    first = min(8, count)
     out = start.copy()
-    linalg.add_combination(panel, count, e, out)
-    check(out, start + E @ P)
+    linalg.add_combination(panel, first, count, e, out)
+    check(out, start + E[first:] @ P[first:])
 
     out = np.full(count + 1, 7, dtype=dtype)
-    linalg.set_products(panel, count, x, out)
-    check(out, [*(P @ x), 7])
+    linalg.set_products(panel, first, count, x, out)
+    check(out, [*[7] * first, *(P @ x)[first:], 7])
+
+    exact = np.full(count + 1, 7.0)
+    linalg.set_products(panel, first, count, x.astype(np.float64), exact)
+    assert_allclose(exact[first:-1], (P @ x)[first:], rtol=0, atol=tolerance(np.float64))
+
+    out = np.full((4, count + 1), 7, dtype=dtype)
+    four = with_whole_lines(rng.normal(size=(4, k)), dtype)
+    linalg.set_products_of_four(four, panel, first, count, out)
+    check(out[:, first:-1], four.astype(np.float64) @ P[first:].T)
+    assert_array_equal(out[:, :first], 7)
+    assert_array_equal(out[:, -1], 7)
 
 
 def test_dot_is_summed_in_double_precision():

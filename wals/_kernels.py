@@ -20,21 +20,31 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
+from ._compile import (
+    LINE,
+    fill,
+    jit,
+    jit_inline,
+    jit_item,
+    jit_parallel,
+    lanes,
+    load_as,
+    multiply_add,
+    prefetch,
+    store,
+    whole_lines,
+)
 from ._linalg import (
     add_combination,
     add_gram,
     add_normal_product,
     add_residual,
-    cholesky,
-    cholesky_solve,
     copy_rows,
     dot,
-    jit,
-    jit_inline,
-    jit_item,
-    jit_parallel,
-    prefetch,
+    factorise,
     set_products,
+    set_products_of_four,
+    solve_factorised,
 )
 
 #: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
@@ -42,9 +52,8 @@ from ._linalg import (
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
-#: Bytes that near caches do not hold, how many rows to ask for them in advance, and the bytes of
-#: a cache line.
-_LARGE, _AHEAD, _LINE = 2_000_000, 16, 64
+#: Bytes that near caches do not hold, and how many rows to ask for them in advance.
+_LARGE, _AHEAD = 2_000_000, 16
 #: The largest code of a number in one byte, and in two.
 _MAX_CODE, _MAX_FINE = 127, 127 * 256 + 127
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
@@ -70,13 +79,13 @@ class Fixed(NamedTuple):
     """The other side, in the coordinates of the sweep: m items.
 
     P is either in `factors` or rounded to multiples of steps[j] in row j, in `codes`: a byte for
-    every number, or a high one and, k columns later, a low one. This is a quarter or half of the
+    every number, or a high one and, k' columns later, a low one. This is a quarter or half of the
     memory to gather from, and no number is off by more than 1/254, or 1/65,000, of the largest of
-    its row.
+    its row. There are zeros where k' = whole_lines(k) exceeds k.
     """
 
     factors: np.ndarray  # (m, k) V Q g, or empty
-    codes: np.ndarray  # (m, k) or (m, 2 k) int8, or empty
+    codes: np.ndarray  # (m, k') or (m, 2 k') int8, or empty
     steps: np.ndarray  # (m,), or empty
     scale: np.ndarray  # (k,) g, float64: 0 where all of s + lam_i vanishes
     spectrum: np.ndarray  # (k,) g^2 s, float64, or 1 where g = 0
@@ -98,16 +107,20 @@ class Plan(NamedTuple):
 class _Work(NamedTuple):
     """Scratch of one shard; T is the precision of the data.
 
-    A padded chunk has 4 more entries: panels are read four rows at a time, see `_linalg`.
+    Here k stands for whole_lines(k); what this adds are coordinates in which x = 0 and D = 1. A
+    padded chunk has 16 more entries: panels are read eight rows at a time, see `_linalg`,
+    and factorised systems fill whole lines.
     """
 
     panel: np.ndarray  # (padded chunk, k) the gathered rows of P, T
     extra: np.ndarray  # (padded chunk,) e_j, T
     target: np.ndarray  # (padded chunk,) a_j, T
     root: np.ndarray  # (padded chunk,) F, T
-    coef: np.ndarray  # (padded chunk,) T
+    coef: np.ndarray  # (padded chunk,) T, often scratch
     products: np.ndarray  # (padded chunk,) float64
+    four: np.ndarray  # (4, k) T
     system: np.ndarray  # (k, k) T
+    pivots: np.ndarray  # (k,) of the factorised system, see `_linalg.factorise`, T
     scale: np.ndarray  # (k,) g, T
     diagonal: np.ndarray  # (k,) D, T
     inverse: np.ndarray  # (k,) D^-1, T
@@ -163,42 +176,46 @@ def entries(items, other_weights, i):
     return e, a
 
 
+@jit_inline
+def _prefetch_ahead(rows, indices, t):
+    """Ask for the row that is gathered some entries after t, maybe for the next item."""
+    j = np.intp(indices[min(t + _AHEAD, indices.size - 1)])
+    for c in range(0, rows.shape[1], LINE // rows.itemsize):
+        prefetch(rows, j, c)
+
+
 @jit_item
-def _copy_rows_at(indices, factors, panel):
-    """Set panel[t] = factors[indices[t]]."""
-    for t in range(indices.size):
-        j = np.uint64(indices[t])
-        for c in range(panel.shape[1]):
-            panel[t, c] = factors[j, c]
+def _copy_rows_at(start, stop, indices, factors, panel):
+    """Copy rows j = indices[t], start <= t < stop, to panel[t - start]."""
+    large = factors.size * factors.itemsize > _LARGE
+    for t in range(start, stop):
+        if large:
+            _prefetch_ahead(factors, indices, t)
+        j, row = np.uint64(indices[t]), np.uint64(t - start)
+        for c in range(factors.shape[1]):
+            panel[row, c] = factors[j, c]
 
 
 @jit_item
 def _decode_rows_at(start, stop, indices, codes, steps, panel):
-    """Decode rows j = indices[t], start <= t < stop, to panel[t - start].
-
-    If the codes are more than caches hold, rows are asked for in advance, beyond `stop` too, where
-    the next chunk or item starts.
-    """
-    large, last, k = codes.size > _LARGE, indices.size - 1, np.uint64(panel.shape[1])
-    fine = codes.shape[1] > panel.shape[1]
+    """Decode the same rows."""
+    large, k, T = codes.size > _LARGE, panel.shape[1], panel.dtype.type
+    fine, zero, high = codes.shape[1] > k, fill(T(0), panel), T(256)
     for t in range(start, stop):
         if large:
-            ahead = np.intp(indices[min(t + _AHEAD, last)])
-            for c in range(0, codes.shape[1], _LINE):
-                prefetch(codes, ahead, c)
-        j = np.uint64(indices[t])
-        step, row = steps[j], np.uint64(t - start)
-        if fine:
-            for c in range(k):
-                panel[row, c] = step * (256 * np.int32(codes[j, c]) + np.int32(codes[j, k + c]))
-        else:
-            for c in range(k):
-                panel[row, c] = step * codes[j, c]
+            _prefetch_ahead(codes, indices, t)
+        j, row = np.uint64(indices[t]), np.uint64(t - start)
+        step = steps[j]
+        for c in range(0, k, lanes(panel)):
+            p = load_as(codes, (j, c), panel)
+            if fine:
+                p = multiply_add(load_as(codes, (j, k + c), panel), high, p)
+            store(multiply_add(zero, step, p), panel, (row, c))
 
 
 @jit
 def _padded(count):
-    return (count + 3) // 4 * 4
+    return (count + 7) // 8 * 8
 
 
 @jit_item
@@ -227,7 +244,7 @@ def _gather(items, fixed, i, start, stop, work):
     if fixed.codes.size:
         _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, work.panel)
     else:
-        _copy_rows_at(items.indices[start:stop], fixed.factors, work.panel)
+        _copy_rows_at(start, stop, items.indices, fixed.factors, work.panel)
     _pad(work.extra, work.target, work.panel, stop - start)
 
 
@@ -254,7 +271,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
             bottom = min(top + plan.chunk, stop)
             if stop - start > plan.chunk:
                 _gather(items, fixed, i, top, bottom, work)
-            add_normal_product(work.panel, _padded(bottom - top), work.extra, p, q)
+            add_normal_product(work.panel, _padded(bottom - top), work.extra, p, work.coef, q)
         length = rz / dot(p, q)
         before, rz, alpha = rz, 0.0, T(length)
         for c in range(k):
@@ -282,7 +299,8 @@ def _solve_cg(items, fixed, plan, i, start, stop, work):
         bottom = min(top + plan.chunk, stop)
         _gather(items, fixed, i, top, bottom, work)
         count = _padded(bottom - top)
-        objective += add_residual(work.panel, count, work.extra, work.target, w0, x, r)
+        extra, target, coef = work.extra, work.target, work.coef
+        objective += add_residual(work.panel, count, extra, target, w0, x, coef, r)
     return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
 
 
@@ -306,7 +324,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
             _gather(items, fixed, i, top, bottom, work)
         count = _padded(bottom - top)
         if not at_zero:
-            set_products(work.panel, count, x, products)
+            set_products(work.panel, 0, count, x, products)
         for t in range(count):
             px = 0.0 if at_zero else products[t]
             e, a = np.float64(work.extra[t]), np.float64(work.target[t])
@@ -314,7 +332,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
             coef[t] = (w0 + e) * a - e * px
         for c in range(x.size):
             partial[c] = 0
-        add_combination(work.panel, count, coef, partial)
+        add_combination(work.panel, 0, count, coef, partial)
         for c in range(x.size):
             exact_r[c] += partial[c]
     return objective
@@ -323,7 +341,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
 @jit_inline
 def _factorise_primal(items, fixed, plan, i, start, stop, work):
     """Factorise D + P^T E P; False if it is singular."""
-    system = work.system
+    system, k = work.system, fixed.scale.size
     for c in range(len(system)):
         for d in range(len(system)):
             system[c, d] = 0
@@ -333,7 +351,9 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
         if stop - start > plan.chunk:
             _gather(items, fixed, i, top, bottom, work)
         add_gram(system, work.panel, _padded(bottom - top), work.extra)
-    return cholesky(system, len(system))
+    for c in range(k, len(system)):
+        system[c, c] = system[0, 0]  # neither small nor large, should 1 be
+    return factorise(system, len(system), work.pivots)
 
 
 @jit_inline
@@ -348,21 +368,29 @@ def _solve_dual(fixed, size, work):
         e = np.float64(work.extra[t])
         root[t] = np.sqrt(max(e, LEAST_EXTRA * w0))
         y[t] = (w0 + e) * work.target[t] / root[t] if root[t] > 0 else 0.0
-    for t in range(size):
-        for c in range(s.size):
-            s[c] = root[t] * work.inverse[c] * panel[t, c]
-        set_products(panel[t:], _padded(size - t), s, work.products)
-        for u in range(t, size):
-            system[t, u] = root[u] * work.products[u - t]
-        system[t, t] += 1
-    if not cholesky(system, size):
+    count, whole, four = _padded(size), whole_lines(size, system), work.four
+    for t in range(0, count, 4):
+        for r in range(4):
+            for c in range(s.size):
+                four[r, c] = root[t + r] * work.inverse[c] * panel[t + r, c]
+        set_products_of_four(four, panel, t, count, system[t:])
+        for r in range(4):
+            for u in range(t, count):
+                system[t + r, u] *= root[u]
+    for t in range(whole):
+        for u in range(max(t, count), whole):
+            system[t, u] = 0
+        system[t, t] = 1 + system[t, t] if t < size else 1
+    if not factorise(system, whole, work.pivots):
         return False
-    cholesky_solve(system, size, y)
+    for t in range(size, whole):
+        y[t] = 0
+    solve_factorised(system, whole, work.pivots, y)
     for c in range(s.size):
         s[c] = 0
     for t in range(size):
         y[t] *= root[t]
-    add_combination(panel, _padded(size), y, s)
+    add_combination(panel, 0, _padded(size), y, s)
     for c in range(s.size):
         work.exact_x[c] = work.inverse[c] * s[c]
     return True
@@ -374,13 +402,14 @@ def _correct_dual(size, work):
     panel, root, coef, r, y = work.panel, work.root, work.coef, work.r, work.y
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
-    set_products(panel, _padded(size), y, coef)
-    for t in range(size):
-        coef[t] *= root[t]
-    cholesky_solve(work.system, size, coef)
+    set_products(panel, 0, _padded(size), y, coef)
+    whole = whole_lines(size, work.system)
+    for t in range(whole):
+        coef[t] = root[t] * coef[t] if t < size else 0
+    solve_factorised(work.system, whole, work.pivots, coef)
     for t in range(_padded(size)):
         coef[t] *= -root[t]
-    add_combination(panel, _padded(size), coef, r)
+    add_combination(panel, 0, _padded(size), coef, r)
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
 
@@ -415,7 +444,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
         if path == DUAL:
             _correct_dual(stop - start, work)
         elif path == PRIMAL:
-            cholesky_solve(work.system, k, y)
+            solve_factorised(work.system, k, work.pivots, y)
         else:
             # The first correction is x; others need not be more precise than they matter to it.
             tol = _FIRST_TOL if at_zero else enough
@@ -443,12 +472,13 @@ def _solve_item(items, fixed, plan, i, work):
     """Solve item i from x in the coordinates of the sweep; return its objective, NaN: failed."""
     start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
     path, ridge, D, inverse = plan.paths[i], items.ridge[i], work.diagonal, work.inverse
-    for c in range(D.size):
+    k = fixed.scale.size
+    for c in range(k):
         D[c] = fixed.spectrum[c] + ridge * fixed.metric[c]
         inverse[c] = 1 / D[c]
     if fixed.unobserved_weight == 0 and ridge == 0:  # nothing is shared: D = 0
         path = PRIMAL
-        if stop - start < D.size:
+        if stop - start < k:
             return np.nan
     elif items.weights[i] == 0:  # D is the whole system, for which one step is exact
         path = CG
@@ -469,7 +499,7 @@ def _solve_item(items, fixed, plan, i, work):
 @jit_item
 def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work):
     """Do the work of `solve_shard`, given its scratch."""
-    x, k = work.x, work.x.size
+    x, k = work.x, factors.shape[1]
     for i in range(first, last):
         for c in range(k):
             x[c] = factors[i, c] / work.scale[c] if warm and work.scale[c] > 0 else 0
@@ -490,27 +520,29 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
 
     The factors are those in the eigenbasis, g x; where to start from, if `warm`.
     """
-    k, T, padded = factors.shape[1], factors.dtype, plan.chunk + 4
+    T, padded = factors.dtype, plan.chunk + 16
+    k = whole_lines(factors.shape[1], factors)
     work = _Work(
-        panel=np.empty((padded, k), T),
+        panel=np.zeros((padded, k), T),
         extra=np.empty(padded, T),
         target=np.empty(padded, T),
         root=np.empty(padded, T),
         coef=np.empty(padded, T),
         products=np.empty(padded),
+        four=np.empty((4, k), T),
         system=np.empty((k, k), T),
-        scale=np.empty(k, T),
-        diagonal=np.empty(k, T),
-        inverse=np.empty(k, T),
-        x=np.empty(k, T),
-        r=np.empty(k, T),
+        pivots=np.empty(k, T),
+        scale=fixed.scale.astype(T),
+        diagonal=np.ones(k, T),
+        inverse=np.ones(k, T),
+        x=np.zeros(k, T),
+        r=np.zeros(k, T),
         p=np.empty(k, T),
         q=np.empty(k, T),
         y=np.empty(k, T),
-        exact_x=np.empty(k),
+        exact_x=np.zeros(k),
         exact_r=np.empty(k),
     )
-    work.scale[:] = fixed.scale
     _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work)
 
 
@@ -525,8 +557,8 @@ def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
 @jit
 def encode_shard(first, last, V, scale, codes, steps):
     """Round the rows first:last of V g to multiples of a step, a different one for each row."""
-    k = scale.size
-    fine = codes.shape[1] > k
+    k, low_at = scale.size, whole_lines(scale.size, steps)
+    fine = codes.shape[1] > low_at
     most = _MAX_FINE if fine else _MAX_CODE
     for j in range(first, last):
         largest = 0.0
@@ -538,15 +570,17 @@ def encode_shard(first, last, V, scale, codes, steps):
             code = np.int32(np.rint(V[j, c] * scale[c] * inverse))
             if fine:
                 low = ((code + 128) & 255) - 128
-                codes[j, k + c] = low
+                codes[j, low_at + c] = low
                 code = (code - low) >> 8
             codes[j, c] = code
 
 
 def decode(codes, steps, k):
     """Return rows that `encode_shard` has rounded, in float64."""
-    codes = codes.astype(np.float64)
-    return steps[:, None] * (codes if codes.shape[1] == k else 256 * codes[:, :k] + codes[:, k:])
+    codes, low_at = codes.astype(np.float64), whole_lines(k, steps)
+    fine = codes.shape[1] > low_at
+    high, low = codes[:, :k], codes[:, low_at : low_at + k]
+    return steps[:, None] * (256 * high + low if fine else high)
 
 
 @jit_parallel
@@ -563,7 +597,8 @@ def gram_shard(first, last, part_size, V, block, parts):
     Products are summed in the precision of `block`, which is an empty array, over _BLOCK rows.
     """
     k = V.shape[1]
-    block, product = np.empty((_BLOCK, k), block.dtype), np.empty((k, k), block.dtype)
+    whole = whole_lines(k, block)
+    block, product = np.zeros((_BLOCK, whole), block.dtype), np.empty((whole, whole), block.dtype)
     ones = np.ones(_BLOCK, block.dtype)
     for p in range(first, last):
         for c in range(k):

@@ -6,22 +6,23 @@ import numpy as np
 import scipy.sparse as sp
 
 from . import _kernels as kernels
+from ._compile import whole_lines
 from ._parallel import make_shards, parallel_section
 
 #: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
 #: Per item; per stored entry and component, to gather it and take residuals, for each CG step, and
 #: to gather it for that again; per multiply-add of P^T E P, and per number and multiply-add of a
 #: Cholesky factorisation.
-_ITEM, _GATHER, _STEP, _GATHER_AGAIN = 400.0, 0.25, 0.066, 0.08
-_GRAM, _NUMBER, _CHOLESKY = 0.03, 1.1, 0.016
+_ITEM, _GATHER, _STEP, _GATHER_AGAIN = 400.0, 0.3, 0.06, 0.15
+_GRAM, _NUMBER, _CHOLESKY = 0.0205, 0.8, 0.007
 #: The same for the dual path: per entry, per entry and component, per pair of entries, and per pair
 #: and component.
-_DUAL = (60.0, 0.3, 0.8, 0.008)
+_DUAL = (60.0, 0.3, 0.55, 0.0115)
 #: Steps of CG to working precision, where the stored entries weigh as much as the others, and for
 #: each factor of ten that they outweigh them by. In "auto" and "cg", on average.
-_EXACT_STEPS, _EXACT_STEPS_PER_DECADE, _USUAL_STEPS = 6.0, 7.0, 2.0
-#: Numbers of a panel: small enough for a second-level cache.
-_PANEL_SIZE = 2**16
+_EXACT_STEPS, _EXACT_STEPS_PER_DECADE, _USUAL_STEPS = 6.0, 5.0, 2.0
+#: Numbers of a panel, which is read several times: few enough for a cache of one core.
+_PANEL_SIZE = 2**18
 #: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
 _CG_STEPS = {"exact": 60, "cg": 6, "auto": 20}
 _CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 2e-4}
@@ -156,19 +157,19 @@ def make_plan(indptr, ratio, k, solver):
         The sum of the costs, in nanoseconds.
     """
     s = np.diff(indptr).astype(np.float64)
-    chunk = int(np.clip(_PANEL_SIZE // k // 4 * 4, 64, 1024))
+    chunk = int(np.clip(s.max(initial=1), 1, max(_PANEL_SIZE // k, 64)) + 3) // 4 * 4
     per_entry, per_number, per_pair, per_product = _DUAL
     dual = s * (per_entry + per_number * k) + s**2 * (per_pair + per_product * k)
     dual[s > min(k, chunk)] = np.inf
-    primal = s * (_GATHER * k + _GRAM * k**2 / 2) + _NUMBER * k**2 + _CHOLESKY * k**3 / 6
+    again = np.where(s > chunk, _GATHER_AGAIN, 0.0)
+    primal = s * k * (_GATHER + 2 * again + _GRAM * k / 2) + _NUMBER * k**2 + _CHOLESKY * k**3 / 6
     with np.errstate(divide="ignore"):
         decades = np.nan_to_num(-np.log10(ratio), nan=0.0).clip(0, 99)
     if solver == "exact":
         steps = np.minimum(_EXACT_STEPS + _EXACT_STEPS_PER_DECADE * decades, s + 3)
     else:
         steps = _USUAL_STEPS
-    step = np.where(s > chunk, _STEP + _GATHER_AGAIN, _STEP)
-    cg = s * k * (_GATHER + step * steps)
+    cg = s * k * (_GATHER + (_STEP + again) * steps)
     if solver != "cg":
         cg[decades > _MOST_DECADES] = np.inf
     if solver == "cg":
@@ -262,8 +263,8 @@ def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
     factors = np.empty((0, basis.shape[1]), basis.dtype)
     codes, steps = np.empty((0, basis.shape[1]), np.int8), np.empty(0, basis.dtype)
     if n_bytes and basis.dtype == np.float32:
-        shape = len(basis), n_bytes * basis.shape[1]
-        codes, steps = np.empty(shape, np.int8), np.empty(len(basis), basis.dtype)
+        shape = len(basis), n_bytes * whole_lines(basis.shape[1], basis)
+        codes, steps = np.zeros(shape, np.int8), np.empty(len(basis), basis.dtype)
         shards = make_shards(np.ones(len(basis)))
         run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
     elif in_place:
