@@ -11,22 +11,25 @@ study without its data is left out, and said to be.
 The protocol is the same for all libraries. 20 % of the entries of every training row are hidden;
 `--candidates` random settings of a library are compared on them by NDCG@20, at the smallest k; at
 every larger k, the best quarter of those before. The best is fitted to all of the training data
-with three seeds, and only then meets the test data. Training entries are not ranked. For RMSE, what
-is predicted are ratings less their mean, with unobserved_weight = 0, which only WALS has.
+with three seeds, and only then meets the test data. Training entries are not ranked. Beyond
+k = 256, where only WALS is run, since the others take hours, `--refined` settings near the best one
+before are compared as well. For RMSE, what is predicted are ratings less their mean, with
+unobserved_weight = 0, which only WALS has.
 """
 
 import argparse
 import itertools
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 from bench import in_process, machine, table
+from joblib import Parallel, delayed
 from scipy.stats import loguniform
 from sklearn.model_selection import ParameterSampler
+from threadpoolctl import threadpool_limits
 
 from wals import WALS
 from wals.metrics import ndcg_at_k, recall_at_k, rmse
@@ -111,16 +114,35 @@ LIBRARIES = {
 }
 
 
-def rank(U, V, seen, n=20):
+def near(settings, n):
+    """Return n random settings near these."""
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(n):
+        drawn.append({})
+        for name, value in settings.items():
+            if name in ("row_exponent", "col_exponent"):
+                value += rng.uniform(-0.2, 0.2)
+            elif isinstance(value, int):
+                value = int(rng.choice(ITERATIONS))
+            elif name != "regularization_exponent":
+                value *= np.exp(rng.normal(scale=0.4))
+            drawn[-1][name] = value
+    return drawn
+
+
+def rank(U, V, seen, n=20, size=500):
     """Return the n best columns of every row, without those seen, some rows at a time."""
-    ranked = np.empty((len(U), n), dtype=np.int64)
-    for top in range(0, len(U), 1000):
-        scores = U[top : top + 1000] @ V.T
-        scores[seen[top : top + 1000].nonzero()] = -np.inf
+
+    def rank_rows(rows):
+        scores = U[rows] @ V.T
+        scores[seen[rows].nonzero()] = -np.inf
         best = np.argpartition(-scores, n, axis=1)[:, :n]
         order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1, kind="stable")
-        ranked[top : top + 1000] = np.take_along_axis(best, order, axis=1)
-    return ranked
+        return np.take_along_axis(best, order, axis=1)
+
+    parts = [slice(top, top + size) for top in range(0, len(U), size)]
+    parallel = Parallel(n_jobs=-1, prefer="threads")
+    return np.concatenate(parallel(delayed(rank_rows)(rows) for rows in parts))
 
 
 def ranking(name, train, test, k, seed, settings, rows=ALL):
@@ -145,10 +167,12 @@ def tuned(options, data, splits, ks):
         name: list(ParameterSampler(space, options.candidates, random_state=0))
         for name, (_, space) in LIBRARIES.items()
     }
-    for k, name in itertools.product(ks, LIBRARIES):
+    for k, name in itertools.product(ks, options.libraries):
         if k > 256 and not name.startswith("wals"):
-            continue  # hours
+            continue
         settings = candidates[name]
+        if k > 256:
+            settings = settings + near(settings[0], options.refined)
         if len(settings) > 1:
             scores = [ranking(name, inner, hidden, k, 0, one, rows)[1] for one in settings]
             settings = [settings[i] for i in np.argsort(scores)[::-1]]
@@ -316,11 +340,13 @@ def main():
     add, here = parser.add_argument, Path(__file__).parent
     add("--data", type=Path, default=Path("data"), help="FOLDER")
     add("--study", nargs="+", default=list(STUDIES), choices=list(STUDIES))
+    add("--libraries", nargs="+", default=list(LIBRARIES), choices=list(LIBRARIES))
     add("--components", type=int, nargs="+", help="k, instead of those of the study")
     add("--candidates", type=int, default=48)
+    add("--refined", type=int, default=8)
     add("--output", type=Path, default=here / "quality.json")
     options = parser.parse_args()
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    threadpool_limits(1, "blas")  # implicit asks for that; all call it from threads of their own
 
     described = in_process(machine)
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
@@ -330,7 +356,11 @@ def main():
         if missing:
             print(f"\n{name}: left out, without {', '.join(missing)}")
             continue
-        rows = []
+        # Libraries that are not run keep the rows that they have.
+        rows = results.get(name, {}).get("rows", [])
+        rows = [
+            row for row in rows if row.get("library", options.libraries[0]) not in options.libraries
+        ]
         for row in generator(options):  # writes all there is, after every row
             rows.append(row)
             results[name] = {"machine": described, "candidates": options.candidates, "rows": rows}
