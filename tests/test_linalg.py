@@ -132,7 +132,9 @@ def test_dot_is_summed_in_double_precision():
 
 FIT = """
 import numpy as np, scipy.sparse as sp
+import wals._sweep
 from wals import WALS
+wals._sweep._PANEL_SIZE = 300  # the first row is gathered in chunks
 X = sp.random(9, 600, 0.4, format="csr", random_state=0)
 X[0] = 1.0
 for data in (X, X.T.tocsr(), X[:, :9]):

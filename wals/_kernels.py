@@ -352,7 +352,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
             _gather(items, fixed, i, top, bottom, work)
         add_gram(system, work.panel, _padded(bottom - top), work.extra)
     for c in range(k, len(system)):
-        system[c, c] = system[0, 0]  # neither small nor large, should 1 be
+        system[c, c] = system[0, 0]  # no smaller or larger than what matters
     return factorise(system, len(system), work.pivots)
 
 
