@@ -98,24 +98,25 @@ def test_products_with_panels(k, count, dtype):
     linalg.add_normal_product(panel, count, e, x, coef, out)
     check(out, start + P.T @ (E * (P @ x)))
 
-    out = start.copy()
-    objective = linalg.add_residual(panel, count, e, a, w0, x, coef, out)
-    check(out, start + P.T @ ((w0 + E) * A - E * (P @ x)))
-    expected = np.sum((w0 + E) * (A - P @ x) ** 2 - w0 * (P @ x) ** 2)
-    assert_allclose(objective, expected, rtol=tolerance(dtype), atol=tolerance(dtype))
-
     first = min(8, count)
     out = start.copy()
-    linalg.add_combination(panel, first, count, e, out)
-    check(out, start + E[first:] @ P[first:])
+    objective = linalg.add_residual(panel, first, count, e, a, w0, x, coef, out)
+    last, px = slice(first, count), (P @ x)[first:]
+    check(out, start + P[last].T @ ((w0 + E[last]) * A[last] - E[last] * px))
+    expected = np.sum((w0 + E[last]) * (A[last] - px) ** 2 - w0 * px**2)
+    assert_allclose(objective, expected, rtol=tolerance(dtype), atol=tolerance(dtype))
+
+    out = start.copy()
+    linalg.add_combination(panel, count, e, out)
+    check(out, start + E @ P)
 
     out = np.full(count + 1, 7, dtype=dtype)
-    linalg.set_products(panel, first, count, x, out)
-    check(out, [*[7] * first, *(P @ x)[first:], 7])
+    linalg.set_products(panel, count, x, out)
+    check(out, [*(P @ x), 7])
 
     exact = np.full(count + 1, 7.0)
-    linalg.set_products(panel, first, count, x.astype(np.float64), exact)
-    assert_allclose(exact[first:-1], (P @ x)[first:], rtol=0, atol=tolerance(np.float64))
+    linalg.set_products(panel, count, x.astype(np.float64), exact)
+    assert_allclose(exact[:-1], P @ x, rtol=0, atol=tolerance(np.float64))
 
     out = np.full((4, count + 1), 7, dtype=dtype)
     four = with_whole_lines(rng.normal(size=(4, k)), dtype)
@@ -134,7 +135,7 @@ FIT = """
 import numpy as np, scipy.sparse as sp
 import wals._sweep
 from wals import WALS
-wals._sweep._PANEL_SIZE = 300  # the first row is gathered in chunks
+wals._sweep._PANEL_SIZE, wals._sweep._STRIP_SIZE = 300, 90  # the first row takes several
 X = sp.random(9, 600, 0.4, format="csr", random_state=0)
 X[0] = 1.0
 for data in (X, X.T.tocsr(), X[:, :9]):

@@ -183,6 +183,7 @@ def test_few_rows_and_columns_with_more_components(shape, solver, dtype):
 @pytest.mark.parametrize("w0", [0.0, 0.1])
 def test_heavy_rows_are_gathered_in_chunks(n_items, w0, monkeypatch):
     monkeypatch.setattr("wals._sweep._PANEL_SIZE", 7 * 100)
+    monkeypatch.setattr("wals._sweep._STRIP_SIZE", 7 * 40)
     X = random_csr(20, n_items, density=0.9)
     model = make(7, unobserved_weight=w0, max_iter=0, random_state=0).fit(X)
     V = model.col_factors_

@@ -1,16 +1,27 @@
-"""How kernels are compiled, and what LLVM can do that Numba has no name for: vectors and prefetch.
+"""How kernels are compiled, and what LLVM can do that Numba has no name for: vectors.
 
 A vector is a value of `lanes(A)` adjacent numbers of an array A, as many as a register of the
-processor holds. LLVM vectorises plain loops by itself, but it does not keep a tile of a matrix in
-registers while other rows pass by. Without compilation a vector is a NumPy array.
+processor holds, or of eight. LLVM vectorises plain loops by itself, but it does not keep a tile of
+a matrix in registers while other rows pass by, and it checks in front of every loop whether arrays
+overlap. Vectors are added, subtracted and multiplied as NumPy arrays are, which they are without
+compilation.
 """
+
+import operator
 
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import config, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_jitable, register_model
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    models,
+    register_jitable,
+    register_model,
+    type_callable,
+)
 
 #: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their
 #: meaning.
@@ -102,25 +113,32 @@ def _pointer(context, builder, typ, array, typ_at, at):
     return cgutils.get_item_pointer(context, builder, typ, array, indices, wraparound=False)
 
 
+def _load(context, builder, signature, args):
+    """Load the vector that the signature returns, its numbers converted."""
+    typ, typ_at, *_ = signature.args
+    vector = signature.return_type
+    to = context.get_value_type(vector)
+    stored = ir.VectorType(context.get_value_type(typ.dtype), vector.count)
+    pointer = _pointer(context, builder, typ, args[0], typ_at, args[1])
+    pointer = builder.bitcast(pointer, stored.as_pointer())
+    value = builder.load(pointer, align=typ.dtype.bitwidth // 8)
+    if isinstance(typ.dtype, types.Integer):
+        return builder.sitofp(value, to)
+    if typ.dtype.bitwidth < vector.dtype.bitwidth:
+        return builder.fpext(value, to)
+    return value
+
+
 @intrinsic
 def load_as(typingctx, A, at, like):
     """Return the vector at A[at], its numbers converted to those of another array."""
-    vector = _vector_of(like)
+    return _vector_of(like)(A, at, like), _load
 
-    def codegen(context, builder, signature, args):
-        typ, typ_at, _ = signature.args
-        stored = ir.VectorType(context.get_value_type(typ.dtype), vector.count)
-        to = context.get_value_type(vector)
-        pointer = _pointer(context, builder, typ, args[0], typ_at, args[1])
-        pointer = builder.bitcast(pointer, stored.as_pointer())
-        value = builder.load(pointer, align=typ.dtype.bitwidth // 8)
-        if isinstance(typ.dtype, types.Integer):
-            return builder.sitofp(value, to)
-        if typ.dtype.bitwidth < vector.dtype.bitwidth:
-            return builder.fpext(value, to)
-        return value
 
-    return vector(A, at, like), codegen
+@intrinsic
+def load_eight(typingctx, A, at):
+    """Return eight numbers from A[at] on."""
+    return Vector(A.dtype, 8)(A, at), _load
 
 
 @intrinsic
@@ -137,29 +155,67 @@ def store(typingctx, vector, A, at):
     return types.void(vector, A, at), codegen
 
 
+def _fill(context, builder, signature, args):
+    """Spread a number over the vector that the signature returns."""
+    return _spread(builder, args[0], context.get_value_type(signature.return_type))
+
+
 @intrinsic
 def fill(typingctx, number, like):
     """Return a vector of an array's numbers, all of them the same."""
-    vector = _vector_of(like)
-
-    def codegen(context, builder, signature, args):
-        return _spread(builder, args[0], context.get_value_type(vector))
-
-    return vector(like.dtype, like), codegen
+    return _vector_of(like)(like.dtype, like), _fill
 
 
 @intrinsic
-def multiply_add(typingctx, vector, factor, other):
-    """Return vector + factor * other; the factor is a number or a vector."""
-    is_vector = isinstance(factor, Vector)
+def fill_eight(typingctx, number, like):
+    """Return eight of an array's numbers, all of them the same."""
+    return Vector(like.dtype, 8)(like.dtype, like), _fill
+
+
+def _define(operation, instruction):
+    """Let kernels use an operation between vectors, or a vector and a number."""
+
+    @type_callable(operation)
+    def type_operation(context):
+        def typer(a, b):
+            return next((operand for operand in (a, b) if isinstance(operand, Vector)), None)
+
+        return typer
+
+    def lower(context, builder, signature, args):
+        vector = signature.return_type
+        operands = [
+            arg
+            if isinstance(typ, Vector)
+            else _spread(
+                builder,
+                context.cast(builder, arg, typ, vector.dtype),
+                context.get_value_type(vector),
+            )
+            for arg, typ in zip(args, signature.args, strict=True)
+        ]
+        return getattr(builder, instruction)(*operands, flags=_FASTMATH)
+
+    for types_of in ((Vector, Vector), (types.Number, Vector), (Vector, types.Number)):
+        lower_builtin(operation, *types_of)(lower)
+
+
+_define(operator.add, "fadd")
+_define(operator.sub, "fsub")
+_define(operator.mul, "fmul")
+
+
+@intrinsic
+def widen(typingctx, vector):
+    """Return the vector in float64."""
+    wide = Vector(types.float64, vector.count)
 
     def codegen(context, builder, signature, args):
-        vector, factor, other = args
-        if not is_vector:
-            factor = _spread(builder, factor, other.type)
-        return builder.fadd(vector, builder.fmul(factor, other, flags=_FASTMATH), flags=_FASTMATH)
+        if vector == wide:
+            return args[0]
+        return builder.fpext(args[0], context.get_value_type(wide))
 
-    return vector(vector, factor if is_vector else vector.dtype, other), codegen
+    return wide(vector), codegen
 
 
 @intrinsic
@@ -184,21 +240,38 @@ def total(typingctx, vector):
 
 
 @intrinsic
-def prefetch(typingctx, array, i, j):
-    """Ask for the cache line of array[i, j], which is read soon."""
+def totals(typingctx, vectors):
+    """Return the sums of eight vectors in one: of halves of two, quarters of four, and so on."""
 
     def codegen(context, builder, signature, args):
-        typ, int32 = signature.args[0], ir.IntType(32)
-        array = context.make_array(typ)(context, builder, args[0])
-        at = cgutils.get_item_pointer(context, builder, typ, array, args[1:], wraparound=False)
-        at = builder.bitcast(at, ir.IntType(8).as_pointer())
-        signature = ir.FunctionType(ir.VoidType(), [at.type, int32, int32, int32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [at.type], signature)
-        to_read, to_second_level, data = int32(0), int32(2), int32(1)
-        builder.call(function, [at, to_read, to_second_level, data])
-        return context.get_dummy_value()
+        values, int32 = cgutils.unpack_tuple(builder, args[0]), ir.IntType(32)
 
-    return types.void(array, types.intp, types.intp), codegen
+        def pick(a, b, lanes):
+            mask = ir.Constant(ir.VectorType(int32, len(lanes)), lanes)
+            return builder.shuffle_vector(a, b, mask)
+
+        def pairs():
+            return zip(values[::2], values[1::2], strict=True)
+
+        part = values[0].type.count  # numbers of a sum that are still to be added
+        while part > 1:
+            part //= 2
+            if len(values) == 1:
+                values *= 2
+                lanes = range(values[0].type.count)
+            else:
+                lanes = range(2 * values[0].type.count)
+            low = [lane for lane in lanes if lane // part % 2 == 0]
+            high = [lane + part for lane in low]
+            values = [
+                builder.fadd(pick(a, b, low), pick(a, b, high), flags=_FASTMATH) for a, b in pairs()
+            ]
+        while len(values) > 1:
+            lanes = list(range(2 * values[0].type.count))
+            values = [pick(a, b, lanes) for a, b in pairs()]
+        return values[0]
+
+    return Vector(vectors.dtype.dtype, 8)(vectors), codegen
 
 
 if config.DISABLE_JIT:
@@ -206,9 +279,15 @@ if config.DISABLE_JIT:
     def lanes(A):
         return _REGISTER // A.itemsize
 
-    def load_as(A, at, like):
+    def _load_numbers(A, at, count, dtype):
         *row, first = at if isinstance(at, tuple) else (at,)
-        return A[(*row, slice(first, first + lanes(like)))].astype(like.dtype)
+        return A[(*row, slice(first, first + count))].astype(dtype)
+
+    def load_as(A, at, like):
+        return _load_numbers(A, at, lanes(like), like.dtype)
+
+    def load_eight(A, at):
+        return _load_numbers(A, at, 8, A.dtype)
 
     def store(vector, A, at):
         *row, first = at if isinstance(at, tuple) else (at,)
@@ -217,14 +296,17 @@ if config.DISABLE_JIT:
     def fill(number, like):
         return np.full(lanes(like), number, like.dtype)
 
-    def multiply_add(vector, factor, other):
-        return vector + factor * other
+    def fill_eight(number, like):
+        return np.full(8, number, like.dtype)
+
+    def widen(vector):
+        return vector.astype(np.float64)
 
     def total(vector):
         return vector.sum()
 
-    def prefetch(array, i, j):
-        pass
+    def totals(vectors):
+        return np.stack(vectors).sum(axis=1)
 
 
 @jit_inline

@@ -28,11 +28,12 @@ from ._compile import (
     jit_item,
     jit_parallel,
     lanes,
+    load,
     load_as,
-    multiply_add,
-    prefetch,
     store,
+    total,
     whole_lines,
+    widen,
 )
 from ._linalg import (
     add_combination,
@@ -52,10 +53,8 @@ from ._linalg import (
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
-#: Bytes that near caches do not hold, and how many rows to ask for them in advance.
-_LARGE, _AHEAD = 2_000_000, 16
-#: The largest code of a number in one byte, and in two.
-_MAX_CODE, _MAX_FINE = 127, 127 * 256 + 127
+#: Rows whose largest number is less are rounded to 0.
+_LEAST_LARGEST = np.float32(1e-30)
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
@@ -78,14 +77,15 @@ class Items(NamedTuple):
 class Fixed(NamedTuple):
     """The other side, in the coordinates of the sweep: m items.
 
-    P is either in `factors` or rounded to multiples of steps[j] in row j, in `codes`: a byte for
-    every number, or a high one and, k' columns later, a low one. This is a quarter or half of the
-    memory to gather from, and no number is off by more than 1/254, or 1/65,000, of the largest of
-    its row. There are zeros where k' = whole_lines(k) exceeds k.
+    P is in one of three arrays, and the others are empty: in `factors`, or rounded to multiples of
+    steps[j] in row j. Codes take a quarter or half of the memory to gather from, and no number is
+    off by more than 1/254, or 1/65,000, of the largest of its row. There are zeros where
+    k' = whole_lines(k) exceeds k.
     """
 
-    factors: np.ndarray  # (m, k) V Q g, or empty
-    codes: np.ndarray  # (m, k') or (m, 2 k') int8, or empty
+    factors: np.ndarray  # (m, k') V Q g
+    codes: np.ndarray  # (m, k') int8
+    fine_codes: np.ndarray  # (m, k') int16
     steps: np.ndarray  # (m,), or empty
     scale: np.ndarray  # (k,) g, float64: 0 where all of s + lam_i vanishes
     spectrum: np.ndarray  # (k,) g^2 s, float64, or 1 where g = 0
@@ -98,7 +98,8 @@ class Plan(NamedTuple):
     """How to solve each item."""
 
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
-    chunk: int  # stored entries of an item that are gathered at once, a multiple of 4
+    chunk: int  # stored entries of an item that are gathered and kept, and those that CG uses
+    strip: int  # before it gathers more, so that the nearest cache holds them; multiples of 8
     exact: bool  # whether CG solves to working precision, and how many steps it takes at most,
     max_steps: int  # to do so, or at all;
     tol: float  # else, it stops when a step lowers the objective by no more than this part
@@ -122,6 +123,7 @@ class _Work(NamedTuple):
     system: np.ndarray  # (k, k) T
     pivots: np.ndarray  # (k,) of the factorised system, see `_linalg.factorise`, T
     scale: np.ndarray  # (k,) g, T
+    unscale: np.ndarray  # (k,) g^-1, or 0 where g = 0, T
     diagonal: np.ndarray  # (k,) D, T
     inverse: np.ndarray  # (k,) D^-1, T
     x: np.ndarray  # (k,) T
@@ -176,59 +178,39 @@ def entries(items, other_weights, i):
     return e, a
 
 
-@jit_inline
-def _prefetch_ahead(rows, indices, t):
-    """Ask for the row that is gathered some entries after t, maybe for the next item."""
-    j = np.intp(indices[min(t + _AHEAD, indices.size - 1)])
-    for c in range(0, rows.shape[1], LINE // rows.itemsize):
-        prefetch(rows, j, c)
-
-
-@jit_item
-def _copy_rows_at(start, stop, indices, factors, panel):
-    """Copy rows j = indices[t], start <= t < stop, to panel[t - start]."""
-    large = factors.size * factors.itemsize > _LARGE
-    for t in range(start, stop):
-        if large:
-            _prefetch_ahead(factors, indices, t)
-        j, row = np.uint64(indices[t]), np.uint64(t - start)
-        for c in range(factors.shape[1]):
-            panel[row, c] = factors[j, c]
-
-
-@jit_item
-def _decode_rows_at(start, stop, indices, codes, steps, panel):
-    """Decode the same rows."""
-    large, k, T = codes.size > _LARGE, panel.shape[1], panel.dtype.type
-    fine, zero, high = codes.shape[1] > k, fill(T(0), panel), T(256)
-    for t in range(start, stop):
-        if large:
-            _prefetch_ahead(codes, indices, t)
-        j, row = np.uint64(indices[t]), np.uint64(t - start)
-        step = steps[j]
-        for c in range(0, k, lanes(panel)):
-            p = load_as(codes, (j, c), panel)
-            if fine:
-                p = multiply_add(load_as(codes, (j, k + c), panel), high, p)
-            store(multiply_add(zero, step, p), panel, (row, c))
-
-
 @jit
 def _padded(count):
     return (count + 7) // 8 * 8
 
 
-@jit_item
-def _pad(extra, target, panel, count):
-    for t in range(count, _padded(count)):
-        extra[t] = target[t] = 0
-        for c in range(panel.shape[1]):
-            panel[t, c] = 0
+@jit
+def _copy_rows_at(start, stop, indices, P, panel):
+    """Copy the rows p_j, j = indices[t], start <= t < stop, and pad them with zeros."""
+    for t in range(np.uint64(stop - start)):
+        j = np.uint64(indices[start + t])
+        for c in range(P.shape[1]):
+            panel[t, c] = P[j, c]
+    panel[stop - start : _padded(stop - start)] = 0
+
+
+@jit
+def _decode_rows_at(start, stop, indices, codes, steps, panel):
+    """Decode the same rows."""
+    for t in range(np.uint64(stop - start)):
+        j = np.uint64(indices[start + t])
+        step = steps[j]
+        for c in range(0, panel.shape[1], lanes(panel)):
+            store(step * load_as(codes, (j, c), panel), panel, (t, c))
+    panel[stop - start : _padded(stop - start)] = 0
 
 
 @jit_inline
-def _gather(items, fixed, i, start, stop, work):
-    """Gather p_j, e_j and a_j of the stored entries start:stop of item i, and zeros to pad them."""
+def _gather(items, fixed, i, start, stop, at, work):
+    """Gather p_j, e_j and a_j of the stored entries start:stop of item i; return their end.
+
+    Their places are `at` and those after it, zeros that pad them included.
+    """
+    panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
     _set_entries(
         items.data,
         items.indices,
@@ -238,14 +220,18 @@ def _gather(items, fixed, i, start, stop, work):
         items.implicit,
         start,
         stop,
-        work.extra,
-        work.target,
+        extra,
+        target,
     )
+    for t in range(stop - start, _padded(stop - start)):
+        extra[t] = target[t] = 0
     if fixed.codes.size:
-        _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, work.panel)
+        _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, panel)
+    elif fixed.fine_codes.size:
+        _decode_rows_at(start, stop, items.indices, fixed.fine_codes, fixed.steps, panel)
     else:
-        _copy_rows_at(start, stop, items.indices, fixed.factors, work.panel)
-    _pad(work.extra, work.target, work.panel, stop - start)
+        _copy_rows_at(start, stop, items.indices, fixed.factors, panel)
+    return at + _padded(stop - start)
 
 
 @jit_inline
@@ -257,33 +243,42 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
     the objective, and whether plan.max_steps were enough.
     """
     r, p, q, D, inverse = work.r, work.p, work.q, work.diagonal, work.inverse
-    k, T = x.size, x.dtype.type
-    rz = 0.0
-    for c in range(k):
-        p[c] = inverse[c] * r[c]
-        rz += np.float64(r[c]) * p[c]
+    kept, T = stop - start <= plan.chunk, x.dtype.type
+    zero = widen(fill(T(0), x))
+    sums = zero
+    for c in range(0, x.size, lanes(x)):
+        z = load(inverse, c) * load(r, c)
+        store(z, p, c)
+        sums = sums + widen(z) * widen(load(r, c))
+    rz = total(sums)
     for _ in range(plan.max_steps):
         if rz == 0:
             return objective, True
-        for c in range(k):
-            q[c] = D[c] * p[c]
-        for top in range(start, stop, plan.chunk):
-            bottom = min(top + plan.chunk, stop)
-            if stop - start > plan.chunk:
-                _gather(items, fixed, i, top, bottom, work)
-            add_normal_product(work.panel, _padded(bottom - top), work.extra, p, work.coef, q)
-        length = rz / dot(p, q)
-        before, rz, alpha = rz, 0.0, T(length)
-        for c in range(k):
-            x[c] += alpha * p[c]
-            r[c] -= alpha * q[c]
-            rz += np.float64(r[c]) * (inverse[c] * r[c])
+        for c in range(0, x.size, lanes(x)):
+            store(load(D, c) * load(p, c), q, c)
+        if kept:
+            add_normal_product(work.panel, _padded(stop - start), work.extra, p, work.coef, q)
+        else:
+            for top in range(start, stop, plan.strip):
+                count = _gather(items, fixed, i, top, min(top + plan.strip, stop), 0, work)
+                add_normal_product(work.panel, count, work.extra, p, work.coef, q)
+        sums = zero
+        for c in range(0, x.size, lanes(x)):
+            sums = sums + widen(load(p, c)) * widen(load(q, c))
+        before, length, sums = rz, rz / total(sums), zero
+        alpha = T(length)
+        for c in range(0, x.size, lanes(x)):
+            store(load(x, c) + alpha * load(p, c), x, c)
+            rest = load(r, c) - alpha * load(q, c)
+            store(rest, r, c)
+            sums = sums + widen(load(inverse, c) * rest) * widen(rest)
+        rz = total(sums)
         objective -= length * before
         if length * rz <= tol * abs(objective):
             return objective, True
         beta = T(rz / before)
-        for c in range(k):
-            p[c] = inverse[c] * r[c] + beta * p[c]
+        for c in range(0, x.size, lanes(x)):
+            store(load(inverse, c) * load(r, c) + beta * load(p, c), p, c)
     return objective, False
 
 
@@ -291,16 +286,16 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
 def _solve_cg(items, fixed, plan, i, start, stop, work):
     """Improve x by a few steps; return the objective."""
     x, r, w0 = work.x, work.r, fixed.unobserved_weight
-    objective = 0.0
+    kept, objective = stop - start <= plan.chunk, 0.0
     for c in range(x.size):
         r[c] = -work.diagonal[c] * x[c]
         objective -= np.float64(x[c]) * r[c]
-    for top in range(start, stop, plan.chunk):
-        bottom = min(top + plan.chunk, stop)
-        _gather(items, fixed, i, top, bottom, work)
-        count = _padded(bottom - top)
-        extra, target, coef = work.extra, work.target, work.coef
-        objective += add_residual(work.panel, count, extra, target, w0, x, coef, r)
+    for top in range(start, stop, plan.strip):
+        first = top - start if kept else 0
+        last = _gather(items, fixed, i, top, min(top + plan.strip, stop), first, work)
+        objective += add_residual(
+            work.panel, first, last, work.extra, work.target, w0, x, work.coef, r
+        )
     return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
 
 
@@ -321,10 +316,10 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, work)
+            _gather(items, fixed, i, top, bottom, 0, work)
         count = _padded(bottom - top)
         if not at_zero:
-            set_products(work.panel, 0, count, x, products)
+            set_products(work.panel, count, x, products)
         for t in range(count):
             px = 0.0 if at_zero else products[t]
             e, a = np.float64(work.extra[t]), np.float64(work.target[t])
@@ -332,7 +327,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
             coef[t] = (w0 + e) * a - e * px
         for c in range(x.size):
             partial[c] = 0
-        add_combination(work.panel, 0, count, coef, partial)
+        add_combination(work.panel, count, coef, partial)
         for c in range(x.size):
             exact_r[c] += partial[c]
     return objective
@@ -349,7 +344,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, work)
+            _gather(items, fixed, i, top, bottom, 0, work)
         add_gram(system, work.panel, _padded(bottom - top), work.extra)
     for c in range(k, len(system)):
         system[c, c] = system[0, 0]  # no smaller or larger than what matters
@@ -390,7 +385,7 @@ def _solve_dual(fixed, size, work):
         s[c] = 0
     for t in range(size):
         y[t] *= root[t]
-    add_combination(panel, 0, _padded(size), y, s)
+    add_combination(panel, _padded(size), y, s)
     for c in range(s.size):
         work.exact_x[c] = work.inverse[c] * s[c]
     return True
@@ -402,14 +397,14 @@ def _correct_dual(size, work):
     panel, root, coef, r, y = work.panel, work.root, work.coef, work.r, work.y
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
-    set_products(panel, 0, _padded(size), y, coef)
+    set_products(panel, _padded(size), y, coef)
     whole = whole_lines(size, work.system)
     for t in range(whole):
         coef[t] = root[t] * coef[t] if t < size else 0
     solve_factorised(work.system, whole, work.pivots, coef)
     for t in range(_padded(size)):
         coef[t] *= -root[t]
-    add_combination(panel, 0, _padded(size), coef, r)
+    add_combination(panel, _padded(size), coef, r)
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
 
@@ -426,7 +421,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
     for c in range(k):
         exact_x[c] = 0
     if stop - start <= plan.chunk:
-        _gather(items, fixed, i, start, stop, work)
+        _gather(items, fixed, i, start, stop, 0, work)
     if path == DUAL:
         factorised = _solve_dual(fixed, stop - start, work)
     elif path == PRIMAL:
@@ -471,11 +466,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
 def _solve_item(items, fixed, plan, i, work):
     """Solve item i from x in the coordinates of the sweep; return its objective, NaN: failed."""
     start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
-    path, ridge, D, inverse = plan.paths[i], items.ridge[i], work.diagonal, work.inverse
-    k = fixed.scale.size
-    for c in range(k):
-        D[c] = fixed.spectrum[c] + ridge * fixed.metric[c]
-        inverse[c] = 1 / D[c]
+    path, ridge, k = plan.paths[i], items.ridge[i], fixed.scale.size
     if fixed.unobserved_weight == 0 and ridge == 0:  # nothing is shared: D = 0
         path = PRIMAL
         if stop - start < k:
@@ -499,10 +490,14 @@ def _solve_item(items, fixed, plan, i, work):
 @jit_item
 def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work):
     """Do the work of `solve_shard`, given its scratch."""
-    x, k = work.x, factors.shape[1]
+    x, D, k = work.x, work.diagonal, factors.shape[1]
     for i in range(first, last):
+        if i == first or items.ridge[i] != items.ridge[i - 1]:
+            for c in range(k):
+                D[c] = fixed.spectrum[c] + items.ridge[i] * fixed.metric[c]
+                work.inverse[c] = 1 / D[c]
         for c in range(k):
-            x[c] = factors[i, c] / work.scale[c] if warm and work.scale[c] > 0 else 0
+            x[c] = factors[i, c] * work.unscale[c] if warm else 0
         if items.indptr[i] == items.indptr[i + 1]:
             objectives[i] = 0
             for c in range(k):
@@ -521,9 +516,9 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
     The factors are those in the eigenbasis, g x; where to start from, if `warm`.
     """
     T, padded = factors.dtype, plan.chunk + 16
-    k = whole_lines(factors.shape[1], factors)
+    k, present = whole_lines(factors.shape[1], factors), fixed.scale > 0
     work = _Work(
-        panel=np.zeros((padded, k), T),
+        panel=np.empty((padded, k), T),
         extra=np.empty(padded, T),
         target=np.empty(padded, T),
         root=np.empty(padded, T),
@@ -533,6 +528,7 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
         system=np.empty((k, k), T),
         pivots=np.empty(k, T),
         scale=fixed.scale.astype(T),
+        unscale=np.where(present, 1 / np.where(present, fixed.scale, 1.0), 0.0).astype(T),
         diagonal=np.ones(k, T),
         inverse=np.ones(k, T),
         x=np.zeros(k, T),
@@ -557,30 +553,20 @@ def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
 @jit
 def encode_shard(first, last, V, scale, codes, steps):
     """Round the rows first:last of V g to multiples of a step, a different one for each row."""
-    k, low_at = scale.size, whole_lines(scale.size, steps)
-    fine = codes.shape[1] > low_at
-    most = _MAX_FINE if fine else _MAX_CODE
+    k, most = scale.size, np.float32(np.iinfo(codes.dtype).max)
+    row, largest = np.empty(k, np.float32), np.empty(1, np.float32)
+    bits, largest_bits = row.view(np.int32), largest.view(np.int32)
     for j in range(first, last):
-        largest = 0.0
         for c in range(k):
-            largest = max(largest, abs(V[j, c] * scale[c]))
-        steps[j] = largest / most
-        inverse = most / largest if largest > 0 else 0.0
+            row[c] = V[j, c] * scale[c]
+        most_bits = np.int32(0)
+        for c in range(k):  # of positive numbers, the largest has the largest bits
+            most_bits = max(most_bits, bits[c] & np.int32(0x7FFFFFFF))
+        largest_bits[0] = most_bits
+        steps[j] = largest[0] / most
+        inverse = most / largest[0] if largest[0] > _LEAST_LARGEST else np.float32(0)
         for c in range(k):
-            code = np.int32(np.rint(V[j, c] * scale[c] * inverse))
-            if fine:
-                low = ((code + 128) & 255) - 128
-                codes[j, low_at + c] = low
-                code = (code - low) >> 8
-            codes[j, c] = code
-
-
-def decode(codes, steps, k):
-    """Return rows that `encode_shard` has rounded, in float64."""
-    codes, low_at = codes.astype(np.float64), whole_lines(k, steps)
-    fine = codes.shape[1] > low_at
-    high, low = codes[:, :k], codes[:, low_at : low_at + k]
-    return steps[:, None] * (256 * high + low if fine else high)
+            codes[j, c] = np.int32(np.rint(row[c] * inverse))
 
 
 @jit_parallel
@@ -598,7 +584,8 @@ def gram_shard(first, last, part_size, V, block, parts):
     """
     k = V.shape[1]
     whole = whole_lines(k, block)
-    block, product = np.zeros((_BLOCK, whole), block.dtype), np.empty((whole, whole), block.dtype)
+    block = np.zeros((_BLOCK, whole + LINE // block.itemsize), block.dtype)  # see `add_gram`
+    product = np.empty((whole, whole), block.dtype)
     ones = np.ones(_BLOCK, block.dtype)
     for p in range(first, last):
         for c in range(k):

@@ -1,23 +1,35 @@
 """Dense linear algebra on a few vectors of k numbers: what LAPACK calls too small, in Numba.
 
 All matrices are C-contiguous, and their rows fill whole cache lines, if need be with zeros: see
-`_compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. A panel P is read
-eight rows at a time, if need be with rows of zeros: `count`, `first` and `last` are multiples of 8.
+`_compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. The rows of a
+panel P are read eight at a time: `count` is a multiple of 8, if need be with rows of zeros.
 """
 
 import numpy as np
 
-from ._compile import fill, jit, jit_inline, lanes, load, load_as, multiply_add, store, total
+from ._compile import (
+    fill,
+    fill_eight,
+    jit,
+    jit_inline,
+    lanes,
+    load,
+    load_as,
+    load_eight,
+    store,
+    total,
+    totals,
+)
 
 #: Numba lets negative indices wrap around, unless their type rules them out.
 _uint = np.uint64
-#: Bytes of a panel that stay in a first-level cache from one use of them to the next.
-_NEAR = 2**14
+#: Numbers of a panel that a first-level cache holds while all tiles of a Gramian use them.
+_NEAR = 2**12
 
 
 @jit_inline
-def _add_to_tile(A, i, j, P, count, coef):
-    """Add sum_t coef_t p_t p_t^T, t < count, to eight rows i, ... of one vector at j.
+def _add_to_tile(A, i, j, P, first, last, coef):
+    """Add sum_t coef_t p_t p_t^T, first <= t < last, to eight rows i, ... of one vector at j.
 
     This tile of A stays in registers while P passes by.
     """
@@ -25,17 +37,16 @@ def _add_to_tile(A, i, j, P, count, coef):
     i4, i5, i6, i7 = _uint(i + 4), _uint(i + 5), _uint(i + 6), _uint(i + 7)
     a0, a1, a2, a3 = load(A, (i0, j)), load(A, (i1, j)), load(A, (i2, j)), load(A, (i3, j))
     a4, a5, a6, a7 = load(A, (i4, j)), load(A, (i5, j)), load(A, (i6, j)), load(A, (i7, j))
-    zero = fill(A.dtype.type(0), A)
-    for t in range(_uint(count)):
-        p = multiply_add(zero, coef[t], load(P, (t, j)))
-        a0 = multiply_add(a0, P[t, i0], p)
-        a1 = multiply_add(a1, P[t, i1], p)
-        a2 = multiply_add(a2, P[t, i2], p)
-        a3 = multiply_add(a3, P[t, i3], p)
-        a4 = multiply_add(a4, P[t, i4], p)
-        a5 = multiply_add(a5, P[t, i5], p)
-        a6 = multiply_add(a6, P[t, i6], p)
-        a7 = multiply_add(a7, P[t, i7], p)
+    for t in range(_uint(first), _uint(last)):
+        p = coef[t] * load(P, (t, j))
+        a0 = a0 + P[t, i0] * p
+        a1 = a1 + P[t, i1] * p
+        a2 = a2 + P[t, i2] * p
+        a3 = a3 + P[t, i3] * p
+        a4 = a4 + P[t, i4] * p
+        a5 = a5 + P[t, i5] * p
+        a6 = a6 + P[t, i6] * p
+        a7 = a7 + P[t, i7] * p
     store(a0, A, (i0, j))
     store(a1, A, (i1, j))
     store(a2, A, (i2, j))
@@ -48,10 +59,16 @@ def _add_to_tile(A, i, j, P, count, coef):
 
 @jit
 def add_gram(A, P, count, coef):
-    """Add sum_t coef_t p_t p_t^T to the upper triangle of A; what is below is undefined."""
-    for i in range(0, P.shape[1], 8):
-        for j in range(i // lanes(A) * lanes(A), P.shape[1], lanes(A)):
-            _add_to_tile(A, i, j, P, count, coef)
+    """Add sum_t coef_t p_t p_t^T to the upper triangle of A; what is below is undefined.
+
+    P may have more columns than A: rows whose distance is no power of two fit a cache better.
+    """
+    rows = max(_NEAR // A.shape[1], 16)
+    for first in range(0, count, rows):
+        last = min(first + rows, count)
+        for i in range(0, A.shape[1], 8):
+            for j in range(i // lanes(A) * lanes(A), A.shape[1], lanes(A)):
+                _add_to_tile(A, i, j, P, first, last, coef)
 
 
 @jit
@@ -68,12 +85,12 @@ def factorise(A, n, coef):
     for top in range(0, n, 8):
         left = top // step * step
         for j in range(left, n, step):
-            _add_to_tile(A, top, j, A, top, coef)
+            _add_to_tile(A, top, j, A, 0, top, coef)
         for i in range(_uint(top), _uint(top + 8)):
             for j in range(left, n, step):
                 row = load(A, (i, j))
                 for t in range(_uint(top), i):
-                    row = multiply_add(row, coef[t] * A[t, i], load(A, (t, j)))
+                    row = row + coef[t] * A[t, i] * load(A, (t, j))
                 store(row, A, (i, j))
             if not A[i, i] > floor:
                 return False
@@ -97,10 +114,10 @@ def solve_factorised(W, n, coef, b):
         b3 = coef[i3] * (b[i3] + W[i0, i3] * b0 + W[i1, i3] * b1 + W[i2, i3] * b2)
         for j in range(i // lanes(W) * lanes(W), n, lanes(W)):
             rest = load(b, j)
-            rest = multiply_add(rest, b0, load(W, (i0, j)))
-            rest = multiply_add(rest, b1, load(W, (i1, j)))
-            rest = multiply_add(rest, b2, load(W, (i2, j)))
-            rest = multiply_add(rest, b3, load(W, (i3, j)))
+            rest = rest + b0 * load(W, (i0, j))
+            rest = rest + b1 * load(W, (i1, j))
+            rest = rest + b2 * load(W, (i2, j))
+            rest = rest + b3 * load(W, (i3, j))
             store(rest, b, j)
         b[i0], b[i1], b[i2], b[i3] = -b0, -b1, -b2, -b3
     for i in range(n - 4, -1, -4):
@@ -110,10 +127,10 @@ def solve_factorised(W, n, coef, b):
         s0 = s1 = s2 = s3 = fill(zero, W)
         for j in range(i // lanes(W) * lanes(W), n, lanes(W)):
             x = load(b, j)
-            s0 = multiply_add(s0, load(W, (i0, j)), x)
-            s1 = multiply_add(s1, load(W, (i1, j)), x)
-            s2 = multiply_add(s2, load(W, (i2, j)), x)
-            s3 = multiply_add(s3, load(W, (i3, j)), x)
+            s0 = s0 + load(W, (i0, j)) * x
+            s1 = s1 + load(W, (i1, j)) * x
+            s2 = s2 + load(W, (i2, j)) * x
+            s3 = s3 + load(W, (i3, j)) * x
         b3 += coef[i3] * total(s3)
         b2 += coef[i2] * (total(s2) + W[i2, i3] * b3)
         b1 += coef[i1] * (total(s1) + W[i1, i2] * b2 + W[i1, i3] * b3)
@@ -121,80 +138,83 @@ def solve_factorised(W, n, coef, b):
         b[i0], b[i1], b[i2], b[i3] = b0, b1, b2, b3
 
 
-@jit
-def set_products(P, first, last, x, out):
-    """Set out_t = p_t.x, in the precision of x, for first <= t < last."""
-    zero = fill(x.dtype.type(0), x)
-    for t in range(first, last, 8):
-        s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
-        for c in range(0, P.shape[1], lanes(x)):
-            v = load(x, c)
-            s0 = multiply_add(s0, load_as(P, (t, c), x), v)
-            s1 = multiply_add(s1, load_as(P, (t + 1, c), x), v)
-            s2 = multiply_add(s2, load_as(P, (t + 2, c), x), v)
-            s3 = multiply_add(s3, load_as(P, (t + 3, c), x), v)
-            s4 = multiply_add(s4, load_as(P, (t + 4, c), x), v)
-            s5 = multiply_add(s5, load_as(P, (t + 5, c), x), v)
-            s6 = multiply_add(s6, load_as(P, (t + 6, c), x), v)
-            s7 = multiply_add(s7, load_as(P, (t + 7, c), x), v)
-        out[t], out[t + 1], out[t + 2], out[t + 3] = total(s0), total(s1), total(s2), total(s3)
-        out[t + 4], out[t + 5], out[t + 6], out[t + 7] = total(s4), total(s5), total(s6), total(s7)
-
-
-@jit
-def add_combination(P, first, last, coef, out):
-    """Add sum_t coef_t p_t, first <= t < last, to out."""
-    for t in range(first, last, 8):
-        c0, c1, c2, c3 = coef[t], coef[t + 1], coef[t + 2], coef[t + 3]
-        c4, c5, c6, c7 = coef[t + 4], coef[t + 5], coef[t + 6], coef[t + 7]
-        for c in range(0, P.shape[1], lanes(P)):
-            v = load(out, c)
-            v = multiply_add(v, c0, load(P, (t, c)))
-            v = multiply_add(v, c1, load(P, (t + 1, c)))
-            v = multiply_add(v, c2, load(P, (t + 2, c)))
-            v = multiply_add(v, c3, load(P, (t + 3, c)))
-            v = multiply_add(v, c4, load(P, (t + 4, c)))
-            v = multiply_add(v, c5, load(P, (t + 5, c)))
-            v = multiply_add(v, c6, load(P, (t + 6, c)))
-            v = multiply_add(v, c7, load(P, (t + 7, c)))
-            store(v, out, c)
+@jit_inline
+def _eight_products(P, t, x):
+    """Return p_t.x, ..., p_(t + 7).x, in the precision of x."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = fill(x.dtype.type(0), x)
+    for c in range(0, x.size, lanes(x)):
+        v = load(x, c)
+        s0 = s0 + load_as(P, (t, c), x) * v
+        s1 = s1 + load_as(P, (t + _uint(1), c), x) * v
+        s2 = s2 + load_as(P, (t + _uint(2), c), x) * v
+        s3 = s3 + load_as(P, (t + _uint(3), c), x) * v
+        s4 = s4 + load_as(P, (t + _uint(4), c), x) * v
+        s5 = s5 + load_as(P, (t + _uint(5), c), x) * v
+        s6 = s6 + load_as(P, (t + _uint(6), c), x) * v
+        s7 = s7 + load_as(P, (t + _uint(7), c), x) * v
+    return totals((s0, s1, s2, s3, s4, s5, s6, s7))
 
 
 @jit_inline
-def _near_rows(P):
-    """Return how many rows of P to use twice before the next: they are in the cache then."""
-    return max(_NEAR // (P.shape[1] * P.itemsize) // 8, 1) * 8
+def _add_eight_rows(P, t, coef, out):
+    """Add coef_t p_t + ... + coef_(t + 7) p_(t + 7) to out."""
+    t1, t2, t3 = t + _uint(1), t + _uint(2), t + _uint(3)
+    t4, t5, t6, t7 = t + _uint(4), t + _uint(5), t + _uint(6), t + _uint(7)
+    c0, c1, c2, c3 = coef[t], coef[t1], coef[t2], coef[t3]
+    c4, c5, c6, c7 = coef[t4], coef[t5], coef[t6], coef[t7]
+    for c in range(0, out.size, lanes(out)):
+        v = load(out, c) + c0 * load(P, (t, c))
+        w = c1 * load(P, (t1, c))
+        v = v + c2 * load(P, (t2, c))
+        w = w + c3 * load(P, (t3, c))
+        v = v + c4 * load(P, (t4, c))
+        w = w + c5 * load(P, (t5, c))
+        v = v + c6 * load(P, (t6, c))
+        w = w + c7 * load(P, (t7, c))
+        store(v + w, out, c)
+
+
+@jit
+def set_products(P, count, x, out):
+    """Set out_t = p_t.x for t < count, in the precision of x."""
+    for t in range(_uint(0), _uint(count), _uint(8)):
+        store(_eight_products(P, t, x), out, t)
+
+
+@jit
+def add_combination(P, count, coef, out):
+    """Add sum_t coef_t p_t, t < count, to out."""
+    for t in range(_uint(0), _uint(count), _uint(8)):
+        _add_eight_rows(P, t, coef, out)
+
+
+# The next two use eight rows twice while the nearest cache holds them.
 
 
 @jit
 def add_normal_product(P, count, extra, x, coef, out):
-    """Add P^T E P x to out in one pass over P; coef is scratch."""
-    rows = _near_rows(P)
-    for first in range(0, count, rows):
-        last = min(first + rows, count)
-        set_products(P, first, last, x, coef)
-        for t in range(_uint(first), _uint(last)):
-            coef[t] *= extra[t]
-        add_combination(P, first, last, coef, out)
+    """Add sum_t e_t (p_t.x) p_t, t < count, to out; coef is scratch."""
+    for t in range(_uint(0), _uint(count), _uint(8)):
+        store(load_eight(extra, t) * _eight_products(P, t, x), coef, t)
+        _add_eight_rows(P, t, coef, out)
 
 
 @jit
-def add_residual(P, count, extra, target, w0, x, coef, out):
-    """Add P^T (g - E P x) to out in one pass over P, with g_t = (w0 + e_t) a_t; coef is scratch.
+def add_residual(P, first, last, extra, target, w0, x, coef, out):
+    """Add sum_t (g_t - e_t p_t.x) p_t, first <= t < last, g_t = (w0 + e_t) a_t, to out.
 
-    Returns sum_t (w0 + e_t)(a_t - p_t.x)^2 - w0 (p_t.x)^2, in float64.
+    Returns sum_t (w0 + e_t)(a_t - p_t.x)^2 - w0 (p_t.x)^2; coef is scratch.
     """
-    w0, objective, rows = P.dtype.type(w0), 0.0, _near_rows(P)
-    for first in range(0, count, rows):
-        last = min(first + rows, count)
-        set_products(P, first, last, x, coef)
-        for t in range(_uint(first), _uint(last)):
-            # With d = a - p.x, in both: g - e p.x = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
-            b, d = w0 * target[t], target[t] - coef[t]
-            objective += np.float64(extra[t] * d * d + b * (d - coef[t]))
-            coef[t] = extra[t] * d + b
-        add_combination(P, first, last, coef, out)
-    return objective
+    w0, first, last = x.dtype.type(w0), _uint(first), _uint(last)
+    objective = fill_eight(x.dtype.type(0), x)
+    for t in range(first, last, _uint(8)):
+        # With d = a - p.x, in both: g - e p.x = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
+        px, e, a = _eight_products(P, t, x), load_eight(extra, t), load_eight(target, t)
+        d, b = a - px, w0 * a
+        objective = objective + e * d * d + b * (d - px)
+        store(e * d + b, coef, t)
+        _add_eight_rows(P, t, coef, out)
+    return np.float64(total(objective))
 
 
 @jit
@@ -207,17 +227,17 @@ def set_products_of_four(S, P, first, count, out):
             p0, p1 = load(P, (t, c)), load(P, (t + 1, c))
             p2, p3 = load(P, (t + 2, c)), load(P, (t + 3, c))
             s = load(S, (0, c))
-            a0, a1 = multiply_add(a0, s, p0), multiply_add(a1, s, p1)
-            a2, a3 = multiply_add(a2, s, p2), multiply_add(a3, s, p3)
+            a0, a1 = a0 + s * p0, a1 + s * p1
+            a2, a3 = a2 + s * p2, a3 + s * p3
             s = load(S, (1, c))
-            b0, b1 = multiply_add(b0, s, p0), multiply_add(b1, s, p1)
-            b2, b3 = multiply_add(b2, s, p2), multiply_add(b3, s, p3)
+            b0, b1 = b0 + s * p0, b1 + s * p1
+            b2, b3 = b2 + s * p2, b3 + s * p3
             s = load(S, (2, c))
-            c0, c1 = multiply_add(c0, s, p0), multiply_add(c1, s, p1)
-            c2, c3 = multiply_add(c2, s, p2), multiply_add(c3, s, p3)
+            c0, c1 = c0 + s * p0, c1 + s * p1
+            c2, c3 = c2 + s * p2, c3 + s * p3
             s = load(S, (3, c))
-            d0, d1 = multiply_add(d0, s, p0), multiply_add(d1, s, p1)
-            d2, d3 = multiply_add(d2, s, p2), multiply_add(d3, s, p3)
+            d0, d1 = d0 + s * p0, d1 + s * p1
+            d2, d3 = d2 + s * p2, d3 + s * p3
         out[0, t], out[0, t + 1] = total(a0), total(a1)
         out[0, t + 2], out[0, t + 3] = total(a2), total(a3)
         out[1, t], out[1, t + 1] = total(b0), total(b1)

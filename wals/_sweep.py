@@ -21,8 +21,9 @@ _DUAL = (60.0, 0.3, 0.55, 0.0115)
 #: Steps of CG to working precision, where the stored entries weigh as much as the others, and for
 #: each factor of ten that they outweigh them by. In "auto" and "cg", on average.
 _EXACT_STEPS, _EXACT_STEPS_PER_DECADE, _USUAL_STEPS = 6.0, 5.0, 2.0
-#: Numbers of a panel, which is read several times: few enough for a cache of one core.
-_PANEL_SIZE = 2**18
+#: Numbers of a panel, which is read several times, that the second-level cache of one core holds,
+#: and the first.
+_PANEL_SIZE, _STRIP_SIZE = 2**18, 2**12
 #: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
 _CG_STEPS = {"exact": 60, "cg": 6, "auto": 20}
 _CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 2e-4}
@@ -157,7 +158,7 @@ def make_plan(indptr, ratio, k, solver):
         The sum of the costs, in nanoseconds.
     """
     s = np.diff(indptr).astype(np.float64)
-    chunk = int(np.clip(s.max(initial=1), 1, max(_PANEL_SIZE // k, 64)) + 3) // 4 * 4
+    chunk = int(np.clip(s.max(initial=1), 1, max(_PANEL_SIZE // k, 64)) + 7) // 8 * 8
     per_entry, per_number, per_pair, per_product = _DUAL
     dual = s * (per_entry + per_number * k) + s**2 * (per_pair + per_product * k)
     dual[s > min(k, chunk)] = np.inf
@@ -180,6 +181,7 @@ def make_plan(indptr, ratio, k, solver):
     plan = kernels.Plan(
         paths=_constant(paths),
         chunk=chunk,
+        strip=min(max(_STRIP_SIZE // k // 8 * 8, 8), chunk),
         exact=solver == "exact",
         max_steps=_CG_STEPS[solver],
         tol=_CG_TOL[solver],
@@ -260,20 +262,20 @@ def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
 
     float32 factors are rounded to so many bytes, if any.
     """
-    factors = np.empty((0, basis.shape[1]), basis.dtype)
-    codes, steps = np.empty((0, basis.shape[1]), np.int8), np.empty(0, basis.dtype)
-    if n_bytes and basis.dtype == np.float32:
-        shape = len(basis), n_bytes * whole_lines(basis.shape[1], basis)
-        codes, steps = np.zeros(shape, np.int8), np.empty(len(basis), basis.dtype)
-        shards = make_shards(np.ones(len(basis)))
+    (m, k), dtype = basis.shape, basis.dtype
+    width, steps = whole_lines(k, basis), np.empty(0, dtype)
+    arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
+    if n_bytes and dtype == np.float32:
+        arrays[n_bytes] = codes = np.zeros((m, width), arrays[n_bytes].dtype)
+        steps = np.empty(m, dtype)
+        shards = make_shards(np.ones(m))
         run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
-    elif in_place:
-        factors = np.multiply(basis, scale, out=basis, casting="same_kind")
     else:
-        factors = basis * scale.astype(basis.dtype)
+        arrays[0] = basis if in_place and width == k else np.zeros((m, width), dtype)
+        np.multiply(basis, scale, out=arrays[0][:, :k], casting="same_kind")
     metric = scale**2
     spectrum = np.where(scale > 0, metric * spectrum, 1.0) if w0 > 0 else spectrum
-    arrays = (factors, codes, steps, scale, spectrum, metric, weights)
+    arrays += [steps, scale, spectrum, metric, weights]
     return kernels.Fixed(*map(_constant, arrays), w0)
 
 
@@ -373,11 +375,10 @@ def _solve_least_norm(items, fixed, i):
     stored = slice(items.indptr[i], items.indptr[i + 1])
     e, a = kernels.entries(items, fixed.weights, i)
     j, w0 = items.indices[stored], fixed.unobserved_weight
-    if fixed.codes.size:
-        P = kernels.decode(fixed.codes[j], fixed.steps[j], len(fixed.scale))
-    else:
-        P = fixed.factors[j].astype(np.float64)
     present, k = fixed.scale > 0, len(fixed.scale)
+    P = max(fixed[:3], key=len)[j, :k].astype(np.float64)
+    if fixed.steps.size:
+        P *= fixed.steps[j, None]
     B = np.divide(P, fixed.scale, out=np.zeros(P.shape), where=present)
     D = np.divide(fixed.spectrum, fixed.metric, out=np.zeros(k), where=present)
     D[present] += items.ridge[i]
