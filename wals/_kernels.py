@@ -299,7 +299,7 @@ def _solve_cg(items, fixed, plan, i, start, stop, work):
     return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
 
 
-@jit_inline
+@jit_item
 def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
     """Set exact_r = P^T (b - E P x) - D x for x = exact_x, which may be 0; return the objective.
 
@@ -333,7 +333,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
     return objective
 
 
-@jit_inline
+@jit_item
 def _factorise_primal(items, fixed, plan, i, start, stop, work):
     """Factorise D + P^T E P; False if it is singular."""
     system, k = work.system, fixed.scale.size
@@ -351,7 +351,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
     return factorise(system, len(system), work.pivots)
 
 
-@jit_inline
+@jit_item
 def _solve_dual(fixed, size, work):
     """Factorise I + F P D^-1 P^T F, F = E^1/2; set x = D^-1 P^T F y, (I + ...) y = F^-1 b.
 
@@ -391,7 +391,7 @@ def _solve_dual(fixed, size, work):
     return True
 
 
-@jit_inline
+@jit_item
 def _correct_dual(size, work):
     """Set y = (D + P^T E P)^-1 r = D^-1 (r - P^T F (I + F P D^-1 P^T F)^-1 F P D^-1 r)."""
     panel, root, coef, r, y = work.panel, work.root, work.coef, work.r, work.y
