@@ -6,8 +6,10 @@
 
 Every measurement is a process of its own, with its threads pinned. The clock is around whole fits;
 what is timed was run before, so that it is compiled. Times are the best of `--repeat`, but no new
-repetition starts after one minute. Seconds per iteration are (time of n iterations - time of 1) /
-(n - 1). Objectives are computed outside the clock, in float64, by `libraries.objective`.
+repetition starts after one minute; and of `--rounds`, in each of which all libraries take turns, so
+that a machine that is slow for a while is so for all of them. Seconds per iteration are (time of n
+iterations - time of 1) / (n - 1). Objectives are computed outside the clock, in float64, by
+`libraries.objective`.
 
 "same V0" says that the library started from the V0 of all others, "own start" that it did not. A
 library that fails, or takes longer than `--timeout`, is a row that says so. results.json tells of
@@ -70,8 +72,7 @@ def per_iteration(load, repeat):
     library.fit(1, V0)
     one, _ = best_of(repeat, library.fit, 1, V0)
     many, factors = best_of(repeat, library.fit, N_ITER, V0)
-    seconds = {"s_per_iteration": (many - one) / (N_ITER - 1), "s_fit": many}
-    return seconds | {"objective": objective(library.X, *factors)}
+    return {"s_one": one, "s_fit": many, "objective": objective(library.X, *factors)}
 
 
 def whole_fit(load, repeat):
@@ -314,10 +315,13 @@ class Bench:
 
     def sweep(self, task, names, ks, problem=None, **more):
         """Yield a row for every k and every library that the options allow."""
+        names = [name for name in names if name in self.options.libraries]
         for k in ks:
-            for name in names:
-                if name in self.options.libraries:
-                    yield self.measure(task, name, k, problem, **more)
+            rounds = [
+                [self.measure(task, name, k, problem, **more) for name in names]
+                for _ in range(self.options.rounds)
+            ]
+            yield from map(fastest, zip(*rounds, strict=True))
 
     def measure(self, task, name, k, problem=None, n_threads=None, settings=None, environment=None):
         """Return one row."""
@@ -332,6 +336,17 @@ class Bench:
         row["other_cores"] = (busy_seconds() - busy) / (time.perf_counter() - start)
         own = task in (whole_fit, curve) or not LIBRARIES[name][0].takes_start
         return row | {"note": row.get("failed", "own start" if own else "same V0")}
+
+
+def fastest(rows):
+    """Return one row for those of all rounds, with the least of all seconds."""
+    row = dict(rows[-1])
+    for key in [key for key in row if key.startswith("s_")]:
+        seconds = [other[key] for other in rows if key in other]
+        row |= {key: min(seconds), f"rounds_{key}": seconds}
+    if "s_one" in row:
+        row["s_per_iteration"] = (row["s_fit"] - row["s_one"]) / (N_ITER - 1)
+    return row
 
 
 def study(columns):
@@ -486,6 +501,7 @@ def main():
     add("--entries", type=int, default=10_000_000)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add("--repeat", type=int, default=3)
+    add("--rounds", type=int, default=1)
     add("--timeout", type=float, default=1800, help="seconds that a process may take")
     add("--output", type=Path, default=here, help="where results.json and convergence.png go")
     options = parser.parse_args()

@@ -98,8 +98,8 @@ class Plan(NamedTuple):
     """How to solve each item."""
 
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
-    chunk: int  # stored entries of an item that are gathered and kept, and those that CG uses
-    strip: int  # before it gathers more, so that the nearest cache holds them; multiples of 8
+    chunk: int  # an item with no more stored entries is gathered only once; a multiple of 8
+    strip: int  # as many entries the nearest cache holds, while CG uses them; a multiple of 8
     exact: bool  # whether CG solves to working precision, and how many steps it takes at most,
     max_steps: int  # to do so, or at all;
     tol: float  # else, it stops when a step lowers the objective by no more than this part
