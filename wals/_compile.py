@@ -62,6 +62,20 @@ def whole_lines(n, A):
     return (n + numbers - 1) // numbers * numbers
 
 
+@register_jitable
+def empty_lines(shape, dtype):
+    """Return an empty C-contiguous array that starts where a cache line does.
+
+    NumPy's and Numba's own start anywhere; a vector that is in two lines is read half as fast.
+    """
+    size = 1
+    for n in shape:
+        size *= n
+    room = np.empty(size + LINE, dtype)
+    first = -room.ctypes.data % LINE // room.itemsize
+    return room[first : first + size].reshape(shape)
+
+
 class Vector(types.Type):
     """The type of a vector of numbers."""
 
@@ -153,6 +167,23 @@ def store(typingctx, vector, A, at):
         return context.get_dummy_value()
 
     return types.void(vector, A, at), codegen
+
+
+@intrinsic
+def prefetch(typingctx, A, at):
+    """Ask for the cache line of A[at], which is read soon."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(context, builder, A, args[0], at, args[1])
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        int32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, int32, int32, int32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        to_read, to_first_level, data = int32(0), int32(3), int32(1)
+        builder.call(call, [pointer, to_read, to_first_level, data])
+        return context.get_dummy_value()
+
+    return types.void(A, at), codegen
 
 
 def _fill(context, builder, signature, args):
@@ -292,6 +323,9 @@ if config.DISABLE_JIT:
     def store(vector, A, at):
         *row, first = at if isinstance(at, tuple) else (at,)
         A[(*row, slice(first, first + vector.size))] = vector
+
+    def prefetch(A, at):
+        pass
 
     def fill(number, like):
         return np.full(lanes(like), number, like.dtype)

@@ -21,7 +21,7 @@ import numpy as np
 from numba import prange
 
 from ._compile import (
-    LINE,
+    empty_lines,
     fill,
     jit,
     jit_inline,
@@ -30,6 +30,7 @@ from ._compile import (
     lanes,
     load,
     load_as,
+    prefetch,
     store,
     total,
     whole_lines,
@@ -51,6 +52,8 @@ from ._linalg import (
 #: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
 #: CG.
 DUAL, PRIMAL, CG = 0, 1, 2
+#: Rows that are asked for before they are gathered.
+_AHEAD = 8
 #: Rows that are rotated, or added to a Gramian, at once.
 _BLOCK = 256
 #: Rows whose largest number is less are rounded to 0.
@@ -183,10 +186,19 @@ def _padded(count):
     return (count + 7) // 8 * 8
 
 
+@jit_inline
+def _ask_for_row(t, indices, rows):
+    """Ask for the row that entry t needs, even if that is of an item to come."""
+    j = np.uint64(indices[min(t, indices.size - 1)])
+    for c in range(0, rows.shape[1], lanes(rows)):
+        prefetch(rows, (j, c))
+
+
 @jit
 def _copy_rows_at(start, stop, indices, P, panel):
     """Copy the rows p_j, j = indices[t], start <= t < stop, and pad them with zeros."""
     for t in range(np.uint64(stop - start)):
+        _ask_for_row(start + np.int64(t) + _AHEAD, indices, P)
         j = np.uint64(indices[start + t])
         for c in range(P.shape[1]):
             panel[t, c] = P[j, c]
@@ -196,7 +208,10 @@ def _copy_rows_at(start, stop, indices, P, panel):
 @jit
 def _decode_rows_at(start, stop, indices, codes, steps, panel):
     """Decode the same rows."""
+    far = codes.shape[1] > lanes(codes)  # else the processor itself looks as far ahead
     for t in range(np.uint64(stop - start)):
+        if far:
+            _ask_for_row(start + np.int64(t) + _AHEAD, indices, codes)
         j = np.uint64(indices[start + t])
         step = steps[j]
         for c in range(0, panel.shape[1], lanes(panel)):
@@ -518,27 +533,29 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
     T, padded = factors.dtype, plan.chunk + 16
     k, present = whole_lines(factors.shape[1], factors), fixed.scale > 0
     work = _Work(
-        panel=np.empty((padded, k), T),
-        extra=np.empty(padded, T),
-        target=np.empty(padded, T),
-        root=np.empty(padded, T),
-        coef=np.empty(padded, T),
-        products=np.empty(padded),
-        four=np.empty((4, k), T),
-        system=np.empty((k, k), T),
-        pivots=np.empty(k, T),
+        panel=empty_lines((padded, k), T),
+        extra=empty_lines((padded,), T),
+        target=empty_lines((padded,), T),
+        root=empty_lines((padded,), T),
+        coef=empty_lines((padded,), T),
+        products=empty_lines((padded,), np.float64),
+        four=empty_lines((4, k), T),
+        system=empty_lines((k, k), T),
+        pivots=empty_lines((k,), T),
         scale=fixed.scale.astype(T),
         unscale=np.where(present, 1 / np.where(present, fixed.scale, 1.0), 0.0).astype(T),
-        diagonal=np.ones(k, T),
-        inverse=np.ones(k, T),
-        x=np.zeros(k, T),
-        r=np.zeros(k, T),
-        p=np.empty(k, T),
-        q=np.empty(k, T),
-        y=np.empty(k, T),
-        exact_x=np.zeros(k),
-        exact_r=np.empty(k),
+        diagonal=empty_lines((k,), T),
+        inverse=empty_lines((k,), T),
+        x=empty_lines((k,), T),
+        r=empty_lines((k,), T),
+        p=empty_lines((k,), T),
+        q=empty_lines((k,), T),
+        y=empty_lines((k,), T),
+        exact_x=empty_lines((k,), np.float64),
+        exact_r=empty_lines((k,), np.float64),
     )
+    work.diagonal[:] = work.inverse[:] = 1
+    work.x[:] = work.r[:] = work.exact_x[:] = 0
     _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work)
 
 
@@ -584,8 +601,9 @@ def gram_shard(first, last, part_size, V, block, parts):
     """
     k = V.shape[1]
     whole = whole_lines(k, block)
-    block = np.zeros((_BLOCK, whole + LINE // block.itemsize), block.dtype)  # see `add_gram`
-    product = np.empty((whole, whole), block.dtype)
+    product = empty_lines((whole, whole), block.dtype)
+    block = empty_lines((_BLOCK, whole), block.dtype)
+    block[:] = 0
     ones = np.ones(_BLOCK, block.dtype)
     for p in range(first, last):
         for c in range(k):

@@ -59,10 +59,7 @@ def _add_to_tile(A, i, j, P, first, last, coef):
 
 @jit
 def add_gram(A, P, count, coef):
-    """Add sum_t coef_t p_t p_t^T to the upper triangle of A; what is below is undefined.
-
-    P may have more columns than A: rows whose distance is no power of two fit a cache better.
-    """
+    """Add sum_t coef_t p_t p_t^T to the upper triangle of A; what is below is undefined."""
     rows = max(_NEAR // A.shape[1], 16)
     for first in range(0, count, rows):
         last = min(first + rows, count)

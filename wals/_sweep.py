@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from . import _kernels as kernels
-from ._compile import whole_lines
+from ._compile import empty_lines, whole_lines
 from ._parallel import make_shards, parallel_section
 
 #: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
@@ -227,7 +227,8 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
             spectrum, Q = np.linalg.eigh(w0 * _gram(fixed, precision, run))
             spectrum = spectrum.clip(0)
             Q = Q.astype(precision)
-            basis = _rotate(fixed, Q, np.empty_like(fixed) if frame is None else fixed, run)
+            out = empty_lines(fixed.shape, fixed.dtype) if frame is None else fixed
+            basis = _rotate(fixed, Q, out, run)
             if warm:
                 _rotate(factors, Q, factors, run)
             # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
@@ -266,12 +267,14 @@ def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
     width, steps = whole_lines(k, basis), np.empty(0, dtype)
     arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
     if n_bytes and dtype == np.float32:
-        arrays[n_bytes] = codes = np.zeros((m, width), arrays[n_bytes].dtype)
+        arrays[n_bytes] = codes = empty_lines((m, width), arrays[n_bytes].dtype)
+        codes[:, k:] = 0
         steps = np.empty(m, dtype)
         shards = make_shards(np.ones(m))
         run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
     else:
-        arrays[0] = basis if in_place and width == k else np.zeros((m, width), dtype)
+        arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
+        arrays[0][:, k:] = 0
         np.multiply(basis, scale, out=arrays[0][:, :k], casting="same_kind")
     metric = scale**2
     spectrum = np.where(scale > 0, metric * spectrum, 1.0) if w0 > 0 else spectrum
@@ -403,7 +406,8 @@ def _gram(V, precision, run):
     n, k = V.shape
     size = max(1024, -(-n // 16))
     parts = np.empty((-(-n // size), k, k))
-    shards, like = make_shards(np.ones(len(parts))), np.empty(0, precision)
+    ends, like = np.arange(len(parts) + 1), np.empty(0, precision)
+    shards = np.stack([ends[:-1], ends[1:]], axis=1)
     run(kernels.gram, kernels.gram_shard, shards, size, _constant(V), like, parts)
     upper = np.triu(parts.sum(axis=0))
     return upper + np.triu(upper, 1).T
