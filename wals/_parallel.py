@@ -4,7 +4,8 @@ Numba's workqueue layer aborts the process if two Python threads enter parallel 
 and its OpenMP layer kills a process that was forked after a parallel kernel ran. So all parallel
 work of this package goes through `parallel_section`: one at a time, with BLAS on one thread, and
 shard by shard on the calling thread in a process that was forked from one that had started Numba's
-threads.
+threads. Elsewhere, long vectors are not left to BLAS: a thread that a product of two wakes spins
+for a tenth of a second, on a core that the next kernel needs.
 """
 
 import multiprocessing

@@ -53,7 +53,7 @@ class Objective(NamedTuple):
     def penalty(self, factors, mass):
         """Return the regularization term of one side, given its factors and sums of weights."""
         squares = np.einsum("ij,ij->i", factors, factors, dtype=np.float64)
-        return float(self.ridge(mass) @ squares)
+        return float(np.sum(self.ridge(mass) * squares))
 
 
 class Side(NamedTuple):
@@ -255,7 +255,8 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
             frame[:] = frame @ Q
     # Without any weight, 0 is as good as for an item without entries.
     singular &= (side.mass > 0) & (np.diff(side.items.indptr) > 0)
-    return Swept(float(objectives.sum()), float(ridge @ squares), int(np.count_nonzero(singular)))
+    penalty = float(np.sum(ridge * squares))
+    return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)))
 
 
 def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
