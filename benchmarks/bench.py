@@ -317,11 +317,12 @@ class Bench:
         """Yield a row for every k and every library that the options allow."""
         names = [name for name in names if name in self.options.libraries]
         for k in ks:
-            rounds = [
-                [self.measure(task, name, k, problem, **more) for name in names]
-                for _ in range(self.options.rounds)
-            ]
-            yield from map(fastest, zip(*rounds, strict=True))
+            measured = {name: [] for name in names}
+            for turn in range(1, self.options.rounds + 1):
+                for name, rows in measured.items():
+                    rows.append(self.measure(task, name, k, problem, **more))
+                    if turn == self.options.rounds:
+                        yield fastest(rows)
 
     def measure(self, task, name, k, problem=None, n_threads=None, settings=None, environment=None):
         """Return one row."""

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 
+import numba
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import _linalg as linalg
-from wals._compile import whole_lines
+from wals._compile import empty_lines, whole_lines
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 3, 8, 13, 16, 17, 32, 65, 100]
@@ -35,6 +36,17 @@ def with_whole_lines(A, dtype):
 def test_whole_lines(dtype, line):
     A = np.empty(1, dtype)
     assert [whole_lines(n, A) for n in (0, 1, line, line + 1)] == [0, line, line, 2 * line]
+
+
+@pytest.mark.parametrize("make", [empty_lines, numba.njit(empty_lines)])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (999,), (37, 64), (300, 1000)])
+@pytest.mark.parametrize("dtype", [*DTYPES, np.int8])
+def test_empty_lines(dtype, shape, make):
+    arrays = [make(shape, np.dtype(dtype)) for _ in range(5)]
+    for A in arrays:
+        assert (A.shape, A.dtype) == (shape, dtype)
+        assert A.flags.c_contiguous
+        assert A.ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import WALS
 from wals import _kernels as kernels
+from wals import _passes as passes
 from wals import _sweep as sweeps
 from wals._parallel import effective_n_threads
 
@@ -45,7 +46,7 @@ def test_codes_are_close_to_each_row(k, width, spread, code, steps_to_largest):
     V[3], V[4] = 0, 1e-40
     scale = rng.uniform(0.1, 10, size=k)
     codes, steps = np.zeros((50, width), code), np.empty(50, np.float32)
-    kernels.encode_shard(0, 50, V, scale, codes, steps)
+    passes.encode_shard(0, 50, V, scale, codes, steps)
     exact, panel = V * scale, np.full((57, width), 7, np.float32)
     kernels._decode_rows_at(0, 50, np.arange(50), codes, steps, panel)
     assert_allclose(panel[:50], steps[:, None] * codes, rtol=1e-6)

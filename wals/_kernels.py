@@ -41,9 +41,9 @@ from ._linalg import (
     add_gram,
     add_normal_product,
     add_residual,
-    copy_rows,
     dot,
     factorise,
+    padded,
     set_products,
     set_products_of_four,
     solve_factorised,
@@ -54,10 +54,6 @@ from ._linalg import (
 DUAL, PRIMAL, CG = 0, 1, 2
 #: Rows that are asked for before they are gathered.
 _AHEAD = 8
-#: Rows that are rotated, or added to a Gramian, at once.
-_BLOCK = 256
-#: Rows whose largest number is less are rounded to 0.
-_LEAST_LARGEST = np.float32(1e-30)
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
@@ -181,11 +177,6 @@ def entries(items, other_weights, i):
     return e, a
 
 
-@jit
-def _padded(count):
-    return (count + 7) // 8 * 8
-
-
 @jit_inline
 def _ask_for_row(t, indices, rows):
     """Ask for the row that entry t needs, even if that is of an item to come."""
@@ -202,7 +193,7 @@ def _copy_rows_at(start, stop, indices, P, panel):
         j = np.uint64(indices[start + t])
         for c in range(P.shape[1]):
             panel[t, c] = P[j, c]
-    panel[stop - start : _padded(stop - start)] = 0
+    panel[stop - start : padded(stop - start)] = 0
 
 
 @jit
@@ -216,7 +207,7 @@ def _decode_rows_at(start, stop, indices, codes, steps, panel):
         step = steps[j]
         for c in range(0, panel.shape[1], lanes(panel)):
             store(step * load_as(codes, (j, c), panel), panel, (t, c))
-    panel[stop - start : _padded(stop - start)] = 0
+    panel[stop - start : padded(stop - start)] = 0
 
 
 @jit_inline
@@ -238,7 +229,7 @@ def _gather(items, fixed, i, start, stop, at, work):
         extra,
         target,
     )
-    for t in range(stop - start, _padded(stop - start)):
+    for t in range(stop - start, padded(stop - start)):
         extra[t] = target[t] = 0
     if fixed.codes.size:
         _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, panel)
@@ -246,7 +237,7 @@ def _gather(items, fixed, i, start, stop, at, work):
         _decode_rows_at(start, stop, items.indices, fixed.fine_codes, fixed.steps, panel)
     else:
         _copy_rows_at(start, stop, items.indices, fixed.factors, panel)
-    return at + _padded(stop - start)
+    return at + padded(stop - start)
 
 
 @jit_inline
@@ -272,7 +263,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
         for c in range(0, x.size, lanes(x)):
             store(load(D, c) * load(p, c), q, c)
         if kept:
-            add_normal_product(work.panel, _padded(stop - start), work.extra, p, work.coef, q)
+            add_normal_product(work.panel, padded(stop - start), work.extra, p, work.coef, q)
         else:
             for top in range(start, stop, plan.strip):
                 count = _gather(items, fixed, i, top, min(top + plan.strip, stop), 0, work)
@@ -332,7 +323,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
             _gather(items, fixed, i, top, bottom, 0, work)
-        count = _padded(bottom - top)
+        count = padded(bottom - top)
         if not at_zero:
             set_products(work.panel, count, x, products)
         for t in range(count):
@@ -360,7 +351,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
             _gather(items, fixed, i, top, bottom, 0, work)
-        add_gram(system, work.panel, _padded(bottom - top), work.extra)
+        add_gram(system, work.panel, padded(bottom - top), work.extra)
     for c in range(k, len(system)):
         system[c, c] = system[0, 0]  # no smaller or larger than what matters
     return factorise(system, len(system), work.pivots)
@@ -374,11 +365,11 @@ def _solve_dual(fixed, size, work):
     """
     system, panel, root, y, s = work.system, work.panel, work.root, work.coef, work.p
     w0 = fixed.unobserved_weight
-    for t in range(_padded(size)):
+    for t in range(padded(size)):
         e = np.float64(work.extra[t])
         root[t] = np.sqrt(max(e, LEAST_EXTRA * w0))
         y[t] = (w0 + e) * work.target[t] / root[t] if root[t] > 0 else 0.0
-    count, whole, four = _padded(size), whole_lines(size, system), work.four
+    count, whole, four = padded(size), whole_lines(size, system), work.four
     for t in range(0, count, 4):
         for r in range(4):
             for c in range(s.size):
@@ -400,7 +391,7 @@ def _solve_dual(fixed, size, work):
         s[c] = 0
     for t in range(size):
         y[t] *= root[t]
-    add_combination(panel, _padded(size), y, s)
+    add_combination(panel, padded(size), y, s)
     for c in range(s.size):
         work.exact_x[c] = work.inverse[c] * s[c]
     return True
@@ -412,14 +403,14 @@ def _correct_dual(size, work):
     panel, root, coef, r, y = work.panel, work.root, work.coef, work.r, work.y
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
-    set_products(panel, _padded(size), y, coef)
+    set_products(panel, padded(size), y, coef)
     whole = whole_lines(size, work.system)
     for t in range(whole):
         coef[t] = root[t] * coef[t] if t < size else 0
     solve_factorised(work.system, whole, work.pivots, coef)
-    for t in range(_padded(size)):
+    for t in range(padded(size)):
         coef[t] *= -root[t]
-    add_combination(panel, _padded(size), coef, r)
+    add_combination(panel, padded(size), coef, r)
     for c in range(y.size):
         y[c] = work.inverse[c] * r[c]
 
@@ -496,10 +487,7 @@ def _solve_item(items, fixed, plan, i, work):
     return objective
 
 
-# -------------------------------------------------------------------------------------- shards
-#
-# Each function with a `first` and a `last` handles one shard. The driver below it runs all shards
-# in parallel; no result depends on which thread took which shard.
+# --------------------------------------------------------------------------- shards: see `_passes`
 
 
 @jit_item
@@ -530,15 +518,15 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
 
     The factors are those in the eigenbasis, g x; where to start from, if `warm`.
     """
-    T, padded = factors.dtype, plan.chunk + 16
+    T, room = factors.dtype, plan.chunk + 16
     k, present = whole_lines(factors.shape[1], factors), fixed.scale > 0
     work = _Work(
-        panel=empty_lines((padded, k), T),
-        extra=empty_lines((padded,), T),
-        target=empty_lines((padded,), T),
-        root=empty_lines((padded,), T),
-        coef=empty_lines((padded,), T),
-        products=empty_lines((padded,), np.float64),
+        panel=empty_lines((room, k), T),
+        extra=empty_lines((room,), T),
+        target=empty_lines((room,), T),
+        root=empty_lines((room,), T),
+        coef=empty_lines((room,), T),
+        products=empty_lines((room,), np.float64),
         four=empty_lines((4, k), T),
         system=empty_lines((k, k), T),
         pivots=empty_lines((k,), T),
@@ -565,171 +553,3 @@ def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
     for s in prange(shards.shape[0]):
         first, last = shards[s, 0], shards[s, 1]
         solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squares)
-
-
-@jit
-def encode_shard(first, last, V, scale, codes, steps):
-    """Round the rows first:last of V g to multiples of a step, a different one for each row."""
-    k, most = scale.size, np.float32(np.iinfo(codes.dtype).max)
-    row, largest = np.empty(k, np.float32), np.empty(1, np.float32)
-    bits, largest_bits = row.view(np.int32), largest.view(np.int32)
-    for j in range(first, last):
-        for c in range(k):
-            row[c] = V[j, c] * scale[c]
-        most_bits = np.int32(0)
-        for c in range(k):  # of positive numbers, the largest has the largest bits
-            most_bits = max(most_bits, bits[c] & np.int32(0x7FFFFFFF))
-        largest_bits[0] = most_bits
-        steps[j] = largest[0] / most
-        inverse = most / largest[0] if largest[0] > _LEAST_LARGEST else np.float32(0)
-        for c in range(k):
-            codes[j, c] = np.int32(np.rint(row[c] * inverse))
-
-
-@jit_parallel
-def encode(shards, V, scale, codes, steps):
-    """Round all rows; see `encode_shard`."""
-    for s in prange(shards.shape[0]):
-        encode_shard(shards[s, 0], shards[s, 1], V, scale, codes, steps)
-
-
-@jit
-def gram_shard(first, last, part_size, V, block, parts):
-    """Set parts[p] = V_p^T V_p, its upper triangle, for the rows of the parts first:last.
-
-    Products are summed in the precision of `block`, which is an empty array, over _BLOCK rows.
-    """
-    k = V.shape[1]
-    whole = whole_lines(k, block)
-    product = empty_lines((whole, whole), block.dtype)
-    block = empty_lines((_BLOCK, whole), block.dtype)
-    block[:] = 0
-    ones = np.ones(_BLOCK, block.dtype)
-    for p in range(first, last):
-        for c in range(k):
-            for d in range(k):
-                parts[p, c, d] = 0
-        stop = min((p + 1) * part_size, V.shape[0])
-        for top in range(p * part_size, stop, _BLOCK):
-            count = min(_BLOCK, stop - top)
-            copy_rows(V, top, block, 0, count)
-            block[count : _padded(count)] = 0
-            product[:] = 0
-            add_gram(product, block, _padded(count), ones)
-            for c in range(k):
-                for d in range(c, k):
-                    parts[p, c, d] += product[c, d]
-
-
-@jit_parallel
-def gram(shards, part_size, V, block, parts):
-    """Compute the partial Gramians of all parts; see `gram_shard`."""
-    for s in prange(shards.shape[0]):
-        gram_shard(shards[s, 0], shards[s, 1], part_size, V, block, parts)
-
-
-@jit
-def rotate_shard(first, last, X, Q, out):
-    """Set out[i] = X[i] Q for first <= i < last, in the precision of Q; out may be X."""
-    k = X.shape[1]
-    block, product = np.empty((_BLOCK, k), Q.dtype), np.empty((_BLOCK, k), Q.dtype)
-    for top in range(first, last, _BLOCK):
-        count = min(_BLOCK, last - top)
-        copy_rows(X, top, block, 0, count)
-        np.dot(block[:count], Q, product[:count])
-        copy_rows(product, 0, out, top, count)
-
-
-@jit_parallel
-def rotate(shards, X, Q, out):
-    """Rotate all rows; see `rotate_shard`."""
-    for s in prange(shards.shape[0]):
-        rotate_shard(shards[s, 0], shards[s, 1], X, Q, out)
-
-
-@jit
-def extrapolate_shard(first, last, V, previous, beta):
-    """Set V = V + beta (V - previous) and previous = V, for the rows first:last."""
-    beta = V.dtype.type(beta)
-    for j in range(first, last):
-        for c in range(V.shape[1]):
-            v = V[j, c]
-            V[j, c] += beta * (v - previous[j, c])
-            previous[j, c] = v
-
-
-@jit_parallel
-def extrapolate(shards, V, previous, beta):
-    """Extrapolate all rows; see `extrapolate_shard`."""
-    for s in prange(shards.shape[0]):
-        extrapolate_shard(shards[s, 0], shards[s, 1], V, previous, beta)
-
-
-@jit
-def sampled_product_shard(first, last, indices, indptr, U, V, out):
-    """Set out[t] = u_i.v_j for the stored positions (i, j) of the rows first:last."""
-    for i in range(first, last):
-        for t in range(indptr[i], indptr[i + 1]):
-            out[t] = dot(U[i], V[indices[t]])
-
-
-@jit_parallel
-def sampled_product(shards, indices, indptr, U, V, out):
-    """Compute (U V^T) at all stored positions; see `sampled_product_shard`."""
-    for s in prange(shards.shape[0]):
-        sampled_product_shard(shards[s, 0], shards[s, 1], indices, indptr, U, V, out)
-
-
-@jit
-def extra_weights_shard(first, last, items, other_weights, out):
-    """Set out[i] = sum_S e_j for the items first:last."""
-    for i in range(first, last):
-        out[i] = entries(items, other_weights, i)[0].sum()
-
-
-@jit_parallel
-def extra_weights(shards, items, other_weights, out):
-    """Sum the extra weights of all items; see `extra_weights_shard`."""
-    for s in prange(shards.shape[0]):
-        extra_weights_shard(shards[s, 0], shards[s, 1], items, other_weights, out)
-
-
-@jit
-def count_columns_shard(first, last, bounds, indices, indptr, counts):
-    """Set counts[p, j] to the number of entries of column j in the rows of part p."""
-    for p in range(first, last):
-        for j in range(counts.shape[1]):
-            counts[p, j] = 0
-        for t in range(indptr[bounds[p]], indptr[bounds[p + 1]]):
-            counts[p, np.uint64(indices[t])] += 1
-
-
-@jit_parallel
-def count_columns(shards, bounds, indices, indptr, counts):
-    """Count the entries of the columns in all parts; see `count_columns_shard`."""
-    for s in prange(shards.shape[0]):
-        count_columns_shard(shards[s, 0], shards[s, 1], bounds, indices, indptr, counts)
-
-
-@jit
-def transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices):
-    """Move the entries of the parts first:last to their places in the transpose.
-
-    places[p, j] is that of the first entry of column j in part p; it is advanced.
-    """
-    for p in range(first, last):
-        for i in range(bounds[p], bounds[p + 1]):
-            for t in range(indptr[i], indptr[i + 1]):
-                j = np.uint64(indices[t])
-                place = np.uint64(places[p, j])
-                places[p, j] += 1
-                out_data[place] = data[t]
-                out_indices[place] = i
-
-
-@jit_parallel
-def transpose(shards, bounds, data, indices, indptr, places, out_data, out_indices):
-    """Move all entries to their places in the transpose; see `transpose_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices)

@@ -27,6 +27,12 @@ _uint = np.uint64
 _NEAR = 2**12
 
 
+@jit
+def padded(count):
+    """Return how many rows of a panel are read, given how many matter."""
+    return (count + 7) // 8 * 8
+
+
 @jit_inline
 def _add_to_tile(A, i, j, P, first, last, coef):
     """Add sum_t coef_t p_t p_t^T, first <= t < last, to eight rows i, ... of one vector at j.

@@ -6,6 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from . import _kernels as kernels
+from . import _passes as passes
 from ._compile import empty_lines, whole_lines
 from ._parallel import make_shards, parallel_section
 
@@ -128,7 +129,7 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
     mass = np.empty(n)
     shards = make_shards(np.diff(X.indptr) + 1.0)
     with parallel_section(n_threads, X.nnz) as run:
-        run(kernels.extra_weights, kernels.extra_weights_shard, shards, items, other_weights, mass)
+        run(passes.extra_weights, passes.extra_weights_shard, shards, items, other_weights, mass)
     w0 = objective.unobserved_weight
     with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
         ratio = w0 * np.diff(X.indptr) / mass
@@ -272,7 +273,7 @@ def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
         codes[:, k:] = 0
         steps = np.empty(m, dtype)
         shards = make_shards(np.ones(m))
-        run(kernels.encode, kernels.encode_shard, shards, _constant(basis), scale, codes, steps)
+        run(passes.encode, passes.encode_shard, shards, _constant(basis), scale, codes, steps)
     else:
         arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
         arrays[0][:, k:] = 0
@@ -305,7 +306,7 @@ class Momentum:
                 turn = (self.frame.T @ frame).astype(V.dtype)
                 _rotate(self.previous, turn, self.previous, run)
                 shards = make_shards(np.ones(len(V)))
-                run(kernels.extrapolate, kernels.extrapolate_shard, shards, V, self.previous, beta)
+                run(passes.extrapolate, passes.extrapolate_shard, shards, V, self.previous, beta)
         self.frame, self.loss = frame.copy(), loss
 
 
@@ -399,7 +400,7 @@ def _solve_least_norm(items, fixed, i):
 def _rotate(X, Q, out, run):
     """Set out = X Q, which may be X."""
     shards = make_shards(np.ones(len(X)))
-    run(kernels.rotate, kernels.rotate_shard, shards, _constant(X), _constant(Q), out)
+    run(passes.rotate, passes.rotate_shard, shards, _constant(X), _constant(Q), out)
     return out
 
 
@@ -410,7 +411,7 @@ def _gram(V, precision, run):
     parts = np.empty((-(-n // size), k, k))
     ends, like = np.arange(len(parts) + 1), np.empty(0, precision)
     shards = np.stack([ends[:-1], ends[1:]], axis=1)
-    run(kernels.gram, kernels.gram_shard, shards, size, _constant(V), like, parts)
+    run(passes.gram, passes.gram_shard, shards, size, _constant(V), like, parts)
     upper = np.triu(parts.sum(axis=0))
     return upper + np.triu(upper, 1).T
 
@@ -427,11 +428,11 @@ def transpose(X, *, n_threads):
     data, indices = np.empty(X.nnz, X.dtype), np.empty(X.nnz, index_type)
     structure = (_constant(X.indices), _constant(X.indptr))
     with parallel_section(n_threads, X.nnz) as run:
-        run(kernels.count_columns, kernels.count_columns_shard, parts, bounds, *structure, counts)
+        run(passes.count_columns, passes.count_columns_shard, parts, bounds, *structure, counts)
         indptr = np.concatenate([[0], np.cumsum(counts.sum(axis=0))]).astype(index_type)
         places = indptr[:-1] + np.cumsum(counts, axis=0) - counts
         args = (bounds, _constant(X.data), *structure, places, data, indices)
-        run(kernels.transpose, kernels.transpose_shard, parts, *args)
+        run(passes.transpose, passes.transpose_shard, parts, *args)
     return sp.csr_array((data, indices, indptr), shape=(m, n))
 
 
@@ -441,8 +442,8 @@ def sampled_product(U, V, pattern, *, n_threads):
     shards = make_shards(np.diff(pattern.indptr) + 1)
     with parallel_section(n_threads, _STEP * out.size * U.shape[1]) as run:
         run(
-            kernels.sampled_product,
-            kernels.sampled_product_shard,
+            passes.sampled_product,
+            passes.sampled_product_shard,
             shards,
             _constant(pattern.indices),
             _constant(pattern.indptr),

@@ -1,0 +1,192 @@
+"""Numba kernels that pass over whole arrays: to round, rotate or transpose them, or to sum them up.
+
+Each function with a `first` and a `last` handles one shard. The driver below it runs all shards
+in parallel; no result depends on which thread took which shard.
+"""
+
+import numpy as np
+from numba import prange
+
+from ._compile import empty_lines, jit, jit_parallel, whole_lines
+from ._kernels import entries
+from ._linalg import add_gram, copy_rows, dot, padded
+
+#: Rows that are rotated, or added to a Gramian, at once.
+_BLOCK = 256
+#: Rows whose largest number is less are rounded to 0.
+_LEAST_LARGEST = np.float32(1e-30)
+
+
+@jit
+def encode_shard(first, last, V, scale, codes, steps):
+    """Round the rows first:last of V g to multiples of a step, a different one for each row."""
+    k, most = scale.size, np.float32(np.iinfo(codes.dtype).max)
+    row, largest = np.empty(k, np.float32), np.empty(1, np.float32)
+    bits, largest_bits = row.view(np.int32), largest.view(np.int32)
+    for j in range(first, last):
+        for c in range(k):
+            row[c] = V[j, c] * scale[c]
+        most_bits = np.int32(0)
+        for c in range(k):  # of positive numbers, the largest has the largest bits
+            most_bits = max(most_bits, bits[c] & np.int32(0x7FFFFFFF))
+        largest_bits[0] = most_bits
+        steps[j] = largest[0] / most
+        inverse = most / largest[0] if largest[0] > _LEAST_LARGEST else np.float32(0)
+        for c in range(k):
+            codes[j, c] = np.int32(np.rint(row[c] * inverse))
+
+
+@jit_parallel
+def encode(shards, V, scale, codes, steps):
+    """Round all rows; see `encode_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        encode_shard(first, last, V, scale, codes, steps)
+
+
+@jit
+def gram_shard(first, last, part_size, V, block, parts):
+    """Set parts[p] = V_p^T V_p, its upper triangle, for the rows of the parts first:last.
+
+    Products are summed in the precision of `block`, which is an empty array, over _BLOCK rows.
+    """
+    k = V.shape[1]
+    whole = whole_lines(k, block)
+    product = empty_lines((whole, whole), block.dtype)
+    block = empty_lines((_BLOCK, whole), block.dtype)
+    block[:] = 0
+    ones = np.ones(_BLOCK, block.dtype)
+    for p in range(first, last):
+        for c in range(k):
+            for d in range(k):
+                parts[p, c, d] = 0
+        stop = min((p + 1) * part_size, V.shape[0])
+        for top in range(p * part_size, stop, _BLOCK):
+            count = min(_BLOCK, stop - top)
+            copy_rows(V, top, block, 0, count)
+            block[count : padded(count)] = 0
+            product[:] = 0
+            add_gram(product, block, padded(count), ones)
+            for c in range(k):
+                for d in range(c, k):
+                    parts[p, c, d] += product[c, d]
+
+
+@jit_parallel
+def gram(shards, part_size, V, block, parts):
+    """Compute the partial Gramians of all parts; see `gram_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        gram_shard(first, last, part_size, V, block, parts)
+
+
+@jit
+def rotate_shard(first, last, X, Q, out):
+    """Set out[i] = X[i] Q for first <= i < last, in the precision of Q; out may be X."""
+    k = X.shape[1]
+    block, product = np.empty((_BLOCK, k), Q.dtype), np.empty((_BLOCK, k), Q.dtype)
+    for top in range(first, last, _BLOCK):
+        count = min(_BLOCK, last - top)
+        copy_rows(X, top, block, 0, count)
+        np.dot(block[:count], Q, product[:count])
+        copy_rows(product, 0, out, top, count)
+
+
+@jit_parallel
+def rotate(shards, X, Q, out):
+    """Rotate all rows; see `rotate_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        rotate_shard(first, last, X, Q, out)
+
+
+@jit
+def extrapolate_shard(first, last, V, previous, beta):
+    """Set V = V + beta (V - previous) and previous = V, for the rows first:last."""
+    beta = V.dtype.type(beta)
+    for j in range(first, last):
+        for c in range(V.shape[1]):
+            v = V[j, c]
+            V[j, c] += beta * (v - previous[j, c])
+            previous[j, c] = v
+
+
+@jit_parallel
+def extrapolate(shards, V, previous, beta):
+    """Extrapolate all rows; see `extrapolate_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        extrapolate_shard(first, last, V, previous, beta)
+
+
+@jit
+def sampled_product_shard(first, last, indices, indptr, U, V, out):
+    """Set out[t] = u_i.v_j for the stored positions (i, j) of the rows first:last."""
+    for i in range(first, last):
+        for t in range(indptr[i], indptr[i + 1]):
+            out[t] = dot(U[i], V[indices[t]])
+
+
+@jit_parallel
+def sampled_product(shards, indices, indptr, U, V, out):
+    """Compute (U V^T) at all stored positions; see `sampled_product_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        sampled_product_shard(first, last, indices, indptr, U, V, out)
+
+
+@jit
+def extra_weights_shard(first, last, items, other_weights, out):
+    """Set out[i] = sum_S e_j for the items first:last."""
+    for i in range(first, last):
+        out[i] = entries(items, other_weights, i)[0].sum()
+
+
+@jit_parallel
+def extra_weights(shards, items, other_weights, out):
+    """Sum the extra weights of all items; see `extra_weights_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        extra_weights_shard(first, last, items, other_weights, out)
+
+
+@jit
+def count_columns_shard(first, last, bounds, indices, indptr, counts):
+    """Set counts[p, j] to the number of entries of column j in the rows of part p."""
+    for p in range(first, last):
+        for j in range(counts.shape[1]):
+            counts[p, j] = 0
+        for t in range(indptr[bounds[p]], indptr[bounds[p + 1]]):
+            counts[p, np.uint64(indices[t])] += 1
+
+
+@jit_parallel
+def count_columns(shards, bounds, indices, indptr, counts):
+    """Count the entries of the columns in all parts; see `count_columns_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        count_columns_shard(first, last, bounds, indices, indptr, counts)
+
+
+@jit
+def transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices):
+    """Move the entries of the parts first:last to their places in the transpose.
+
+    places[p, j] is that of the first entry of column j in part p; it is advanced.
+    """
+    for p in range(first, last):
+        for i in range(bounds[p], bounds[p + 1]):
+            for t in range(indptr[i], indptr[i + 1]):
+                j = np.uint64(indices[t])
+                place = np.uint64(places[p, j])
+                places[p, j] += 1
+                out_data[place] = data[t]
+                out_indices[place] = i
+
+
+@jit_parallel
+def transpose(shards, bounds, data, indices, indptr, places, out_data, out_indices):
+    """Move all entries to their places in the transpose; see `transpose_shard`."""
+    for s in prange(shards.shape[0]):
+        first, last = shards[s, 0], shards[s, 1]
+        transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices)
