@@ -8,11 +8,9 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
-import scipy.sparse
 import threadpoolctl
 from numpy.testing import assert_array_equal
 
-from wals import WALS
 from wals._parallel import make_shards, parallel_section
 
 SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
@@ -45,15 +43,6 @@ def test_scenario(layer, scenario):
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-
-
-def test_fit_leaves_nothing_to_the_threads_of_blas():
-    X = scipy.sparse.random_array((20_000, 12_000), density=1e-3, random_state=0, format="csr")
-    model = WALS(4, regularization_exponent=1, regularization=0.1, max_iter=2, random_state=0)
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        expected = model.fit(X).loss_curve_
-    with threadpoolctl.threadpool_limits(3, user_api="blas"):  # they sum in another order
-        assert_array_equal(model.fit(X).loss_curve_, expected)
 
 
 def test_section_restores_threads_on_error():
