@@ -186,6 +186,19 @@ def prefetch(typingctx, A, at):
     return types.void(A, at), codegen
 
 
+@intrinsic
+def take(typingctx, taken):
+    """Return taken[0], and add one to it before any other thread can read it."""
+
+    def codegen(context, builder, signature, args):
+        zero = context.get_constant(types.intp, 0)
+        pointer = _pointer(context, builder, taken, args[0], types.intp, zero)
+        one = ir.Constant(pointer.type.pointee, 1)
+        return builder.atomic_rmw("add", pointer, one, "monotonic")
+
+    return taken.dtype(taken), codegen
+
+
 def _fill(context, builder, signature, args):
     """Spread a number over the vector that the signature returns."""
     return _spread(builder, args[0], context.get_value_type(signature.return_type))
@@ -326,6 +339,10 @@ if config.DISABLE_JIT:
 
     def prefetch(A, at):
         pass
+
+    def take(taken):
+        taken[0] += 1
+        return taken[0] - 1
 
     def fill(number, like):
         return np.full(lanes(like), number, like.dtype)

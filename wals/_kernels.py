@@ -32,6 +32,7 @@ from ._compile import (
     load_as,
     prefetch,
     store,
+    take,
     total,
     whole_lines,
     widen,
@@ -548,8 +549,12 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
 
 
 @jit_parallel
-def solve(shards, items, fixed, plan, warm, factors, objectives, squares):
+def solve(n_threads, taken, shards, items, fixed, plan, warm, factors, objectives, squares):
     """Solve all items; see `solve_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squares)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            solve_shard(
+                shards[s, 0], shards[s, 1], items, fixed, plan, warm, factors, objectives, squares
+            )
+            s = take(taken)

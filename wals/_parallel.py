@@ -18,11 +18,8 @@ import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-#: Shards per sweep: many, so that an imperfect estimate of their costs averages out; divisible by
-#: the usual numbers of threads; fixed, so that no result depends on the number of threads.
+#: Shards per pass: many, so that no thread waits long for another that has taken the last one.
 _N_SHARDS = 48
-#: Neighbouring shards run on one thread. Those that run together are taken from this many places.
-_SPREAD = 4
 #: Nanoseconds of work for which it is worth it to wake a thread.
 _WORK_PER_THREAD = 50_000
 
@@ -68,8 +65,10 @@ def parallel_section(n_threads, work):
 
     Yields `run`, which runs one.
 
-    ``run(driver, body, shards, *args)`` equals ``driver(shards, *args)``, in which ``body(first,
-    last, *args)`` handles one of the shards.
+    ``run(driver, body, shards, *args)`` equals ``body(first, last, *args)`` for all shards, which
+    is what ``driver(n_threads, taken, shards, *args)`` does. Each thread takes the next shard as
+    soon as it is done with one, and counts it in taken[0]. So costs are no more than estimates,
+    and a thread that starts late or shares its core has fewer shards.
     """
     global _blas_limits
     with _lock:
@@ -110,7 +109,7 @@ def _restore(limits, n_threads):
 
 
 def _run_in_parallel(driver, body, shards, *args):
-    driver(shards, *args)
+    driver(numba.get_num_threads(), np.zeros(1, np.int64), shards, *args)
 
 
 def _run_serially(driver, body, shards, *args):
@@ -136,5 +135,4 @@ def make_shards(costs):
         return np.zeros((0, 2), dtype=np.int64)
     targets = np.linspace(0, total[-1], _N_SHARDS + 1)[1:-1]
     cuts = np.concatenate([[0], np.searchsorted(total, targets), [total.size]])
-    shards = np.array(list(pairwise(cuts)), dtype=np.int64)
-    return np.ascontiguousarray(shards.reshape(_SPREAD, -1, 2).swapaxes(0, 1).reshape(-1, 2))
+    return np.array(list(pairwise(cuts)), dtype=np.int64)

@@ -1,13 +1,13 @@
 """Numba kernels that pass over whole arrays: to round, rotate or transpose them, or to sum them up.
 
-Each function with a `first` and a `last` handles one shard. The driver below it runs all shards
-in parallel; no result depends on which thread took which shard.
+Each function with a `first` and a `last` handles one shard. In the driver below it, each thread
+takes one shard after the other that is left; no result depends on which thread took which.
 """
 
 import numpy as np
 from numba import prange
 
-from ._compile import empty_lines, jit, jit_parallel, whole_lines
+from ._compile import empty_lines, jit, jit_parallel, take, whole_lines
 from ._kernels import entries
 from ._linalg import add_gram, copy_rows, dot, padded
 
@@ -37,11 +37,13 @@ def encode_shard(first, last, V, scale, codes, steps):
 
 
 @jit_parallel
-def encode(shards, V, scale, codes, steps):
+def encode(n_threads, taken, shards, V, scale, codes, steps):
     """Round all rows; see `encode_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        encode_shard(first, last, V, scale, codes, steps)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            encode_shard(shards[s, 0], shards[s, 1], V, scale, codes, steps)
+            s = take(taken)
 
 
 @jit
@@ -73,11 +75,13 @@ def gram_shard(first, last, part_size, V, block, parts):
 
 
 @jit_parallel
-def gram(shards, part_size, V, block, parts):
+def gram(n_threads, taken, shards, part_size, V, block, parts):
     """Compute the partial Gramians of all parts; see `gram_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        gram_shard(first, last, part_size, V, block, parts)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            gram_shard(shards[s, 0], shards[s, 1], part_size, V, block, parts)
+            s = take(taken)
 
 
 @jit
@@ -93,11 +97,13 @@ def rotate_shard(first, last, X, Q, out):
 
 
 @jit_parallel
-def rotate(shards, X, Q, out):
+def rotate(n_threads, taken, shards, X, Q, out):
     """Rotate all rows; see `rotate_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        rotate_shard(first, last, X, Q, out)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            rotate_shard(shards[s, 0], shards[s, 1], X, Q, out)
+            s = take(taken)
 
 
 @jit
@@ -112,11 +118,13 @@ def extrapolate_shard(first, last, V, previous, beta):
 
 
 @jit_parallel
-def extrapolate(shards, V, previous, beta):
+def extrapolate(n_threads, taken, shards, V, previous, beta):
     """Extrapolate all rows; see `extrapolate_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        extrapolate_shard(first, last, V, previous, beta)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            extrapolate_shard(shards[s, 0], shards[s, 1], V, previous, beta)
+            s = take(taken)
 
 
 @jit
@@ -128,11 +136,13 @@ def sampled_product_shard(first, last, indices, indptr, U, V, out):
 
 
 @jit_parallel
-def sampled_product(shards, indices, indptr, U, V, out):
+def sampled_product(n_threads, taken, shards, indices, indptr, U, V, out):
     """Compute (U V^T) at all stored positions; see `sampled_product_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        sampled_product_shard(first, last, indices, indptr, U, V, out)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            sampled_product_shard(shards[s, 0], shards[s, 1], indices, indptr, U, V, out)
+            s = take(taken)
 
 
 @jit
@@ -143,11 +153,13 @@ def extra_weights_shard(first, last, items, other_weights, out):
 
 
 @jit_parallel
-def extra_weights(shards, items, other_weights, out):
+def extra_weights(n_threads, taken, shards, items, other_weights, out):
     """Sum the extra weights of all items; see `extra_weights_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        extra_weights_shard(first, last, items, other_weights, out)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            extra_weights_shard(shards[s, 0], shards[s, 1], items, other_weights, out)
+            s = take(taken)
 
 
 @jit
@@ -161,11 +173,13 @@ def count_columns_shard(first, last, bounds, indices, indptr, counts):
 
 
 @jit_parallel
-def count_columns(shards, bounds, indices, indptr, counts):
+def count_columns(n_threads, taken, shards, bounds, indices, indptr, counts):
     """Count the entries of the columns in all parts; see `count_columns_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        count_columns_shard(first, last, bounds, indices, indptr, counts)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            count_columns_shard(shards[s, 0], shards[s, 1], bounds, indices, indptr, counts)
+            s = take(taken)
 
 
 @jit
@@ -185,8 +199,22 @@ def transpose_shard(first, last, bounds, data, indices, indptr, places, out_data
 
 
 @jit_parallel
-def transpose(shards, bounds, data, indices, indptr, places, out_data, out_indices):
+def transpose(
+    n_threads, taken, shards, bounds, data, indices, indptr, places, out_data, out_indices
+):
     """Move all entries to their places in the transpose; see `transpose_shard`."""
-    for s in prange(shards.shape[0]):
-        first, last = shards[s, 0], shards[s, 1]
-        transpose_shard(first, last, bounds, data, indices, indptr, places, out_data, out_indices)
+    for _ in prange(n_threads):
+        s = take(taken)
+        while s < len(shards):
+            transpose_shard(
+                shards[s, 0],
+                shards[s, 1],
+                bounds,
+                data,
+                indices,
+                indptr,
+                places,
+                out_data,
+                out_indices,
+            )
+            s = take(taken)
