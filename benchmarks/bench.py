@@ -313,14 +313,14 @@ class Bench:
     def k(self, *ks):
         return self.options.components or ks
 
-    def sweep(self, task, names, ks, problem=None, **more):
-        """Yield a row for every k and every library that the options allow."""
+    def sweep(self, task, names, ks, problem=None, *, threads=(None,), **more):
+        """Yield a row for every k, every library that the options allow, and number of threads."""
         names = [name for name in names if name in self.options.libraries]
         for k in ks:
-            measured = {name: [] for name in names}
+            measured = {case: [] for case in itertools.product(names, threads)}
             for turn in range(1, self.options.rounds + 1):
-                for name, rows in measured.items():
-                    rows.append(self.measure(task, name, k, problem, **more))
+                for (name, n_threads), rows in measured.items():
+                    rows.append(self.measure(task, name, k, problem, n_threads, **more))
                     if turn == self.options.rounds:
                         yield fastest(rows)
 
@@ -400,12 +400,15 @@ def scaling_nnz(bench):
             yield row | {"entries": entries}
 
 
-@study("threads k library s_per_iteration:.3f objective:.9e")
+@study("threads k library s_per_iteration:.3f s_fit:.2f speedup:.2f objective:.9e")
 def threads(bench):
-    """Seconds per iteration against threads."""
-    for n_threads in (1, bench.options.threads):
-        names = [*FAST, REFERENCE]
-        yield from bench.sweep(per_iteration, names, bench.k(128), n_threads=n_threads)
+    """Seconds against threads; how much faster the median fit of all rounds is than with one."""
+    names, numbers = [*FAST, REFERENCE], (1, bench.options.threads)
+    medians = {}
+    for row in bench.sweep(per_iteration, names, bench.k(128), threads=numbers):
+        median = np.median(row.get("rounds_s_fit", np.nan))
+        row["speedup"] = medians.setdefault(row["library"], median) / median
+        yield row
 
 
 @study("cache library s_import:.2f s_first:.2f s_fit:.3f")
