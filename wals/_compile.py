@@ -193,7 +193,7 @@ def take(typingctx, taken):
     def codegen(context, builder, signature, args):
         zero = context.get_constant(types.intp, 0)
         pointer = _pointer(context, builder, taken, args[0], types.intp, zero)
-        one = ir.Constant(pointer.type.pointee, 1)
+        one = context.get_constant(taken.dtype, 1)
         return builder.atomic_rmw("add", pointer, one, "monotonic")
 
     return taken.dtype(taken), codegen
