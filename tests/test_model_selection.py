@@ -151,6 +151,7 @@ def test_containers(split, dtype, kind, returned):
     for part, same in zip(split(kind(X), 1, random_state=0), expected, strict=True):
         assert type(part) is returned
         assert part.dtype == dtype
+        assert part.indices.dtype == part.indptr.dtype == np.int32
         assert_array_equal(part.toarray(), same.toarray())
 
 

@@ -424,7 +424,7 @@ def transpose(X, *, n_threads):
     bounds[0], bounds[-1] = 0, n
     parts = np.stack([np.arange(n_parts), np.arange(1, n_parts + 1)], axis=1)
     counts = np.empty((n_parts, m), dtype=np.int64)
-    index_type = np.int32 if max(n, X.nnz) <= np.iinfo(np.int32).max else np.int64
+    index_type = sp.get_index_dtype(maxval=max(n, X.nnz))
     data, indices = np.empty(X.nnz, X.dtype), np.empty(X.nnz, index_type)
     structure = (_constant(X.indices), _constant(X.indptr))
     with parallel_section(n_threads, X.nnz) as run:

@@ -6,9 +6,16 @@ from sklearn.utils import check_array
 
 
 def as_csr(X):
-    """Return validated X as canonical CSR: a new object, on the same arrays if they are so."""
+    """Return validated X as canonical CSR, with indices as small as they may be.
+
+    It is a new object, on the same arrays if they are so. The kernels, which compile for each type
+    of index, thus do so once.
+    """
     X = sp.csr_array(X)
     X.check_format(full_check=True)
+    index_type = sp.get_index_dtype(maxval=max(*X.shape, X.nnz))
+    X.indices = X.indices.astype(index_type, copy=False)
+    X.indptr = X.indptr.astype(index_type, copy=False)
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()

@@ -4,7 +4,7 @@ from importlib.resources import files
 from numbers import Integral
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, get_index_dtype
 from sklearn.utils import check_random_state
 
 __all__ = ["load_msweb", "make_interactions"]
@@ -130,7 +130,7 @@ def make_interactions(n_samples, n_features, nnz, *, n_topics=32, random_state=N
 
     keys = _draw_distinct(counts, mixture, topics, rng)
     indptr = np.concatenate([[0], np.cumsum(counts)])
-    index_dtype = np.int32 if max(nnz, n_features) <= np.iinfo(np.int32).max else np.int64
+    index_dtype = get_index_dtype(maxval=max(nnz, n_features))
     keys %= n_features
     return csr_array(
         (np.ones(nnz, dtype=np.float32), keys.astype(index_dtype), indptr.astype(index_dtype)),

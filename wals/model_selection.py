@@ -415,7 +415,8 @@ def _divide(X, chosen, container):
     """Return the entries that are not chosen, and those that are, as matrices."""
     parts = []
     for kept in (~chosen, chosen):
-        before = np.concatenate([[0], np.cumsum(kept)])
+        before = np.zeros(X.nnz + 1, X.indptr.dtype)
+        np.cumsum(kept, out=before[1:])
         part = (X.data[kept], X.indices[kept], before[X.indptr])
         parts.append(container(part, shape=X.shape))
     return tuple(parts)
