@@ -3,6 +3,7 @@
     pip install ".[benchmark]"
     python benchmarks/bench.py                          # time per iteration, time to an objective
     python benchmarks/bench.py --study memory threads   # other studies; all of them: --study all
+    python benchmarks/bench.py --data X.npz             # on your own matrix
 
 Every measurement is a process of its own, with its threads pinned. The clock is around whole fits;
 what is timed was run before, so that it is compiled. Times are the best of `--repeat`, but no new
@@ -301,6 +302,11 @@ class Bench:
         """Return the file of a random problem, by default of the one that the options tell."""
         from wals.datasets import make_interactions
 
+        if entries is None and self.options.data:
+            X = sp.csr_matrix(sp.load_npz(self.options.data), dtype=np.float32)
+            X.sum_duplicates()
+            X.data[:] = 1
+            return self.save(X)
         shape = n_samples or self.options.samples, n_features or self.options.features
         X = make_interactions(*shape, entries or self.options.entries, random_state=0)
         return self.save(X)
@@ -500,7 +506,8 @@ def main():
     add("--study", nargs="+", default=["iteration", "convergence"], choices=[*STUDIES, "all"])
     add("--libraries", nargs="+", default=list(LIBRARIES), choices=LIBRARIES)
     add("--components", type=int, nargs="+", help="k, instead of those of the study")
-    add("--samples", type=int, default=136_677)
+    add("--data", type=Path, help="a SciPy matrix whose stored entries count as ones, not random")
+    add("--samples", type=int, default=136_677, help="of the random matrix")
     add("--features", type=int, default=20_108)
     add("--entries", type=int, default=10_000_000)
     add("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -516,6 +523,7 @@ def main():
         results = {key: old for key, old in json.loads(path.read_text()).items() if key in STUDIES}
     described = {key: value for key, value in vars(options).items() if key != "output"}
     described |= {"unobserved_weight": W0, "regularization": REG}
+    described["data"] = options.data and options.data.name
     with tempfile.TemporaryDirectory() as folder:
         bench, described_machine = Bench(options, folder), in_process(machine)
         for name in STUDIES if "all" in options.study else options.study:
