@@ -8,9 +8,11 @@ from pathlib import Path
 import numba
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import threadpoolctl
 from numpy.testing import assert_array_equal
 
+from wals import WALS, _parallel, _sweep
 from wals._parallel import make_shards, parallel_section
 
 SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
@@ -71,6 +73,34 @@ def test_interrupt_while_threads_are_restored(monkeypatch):
         pass
     assert calls == [1, before, before]
     assert numba.get_num_threads() == before
+
+
+def test_every_kernel_takes_the_shards_that_are_left(monkeypatch):
+    drivers = set()
+
+    def run(driver, body, shards, *args):
+        taken = np.zeros(1, np.int64)
+        driver(2, taken, shards, *args)
+        # Each thread ends when it finds that none is left.
+        assert taken[0] == len(shards) + 2
+        drivers.add(driver.__name__)
+
+    monkeypatch.setattr(_parallel, "_run_in_parallel", run)
+    monkeypatch.setattr(_sweep, "_FEW", 0)  # else so few numbers would not be encoded
+    X = sp.random(60, 50, 0.2, format="csr", random_state=0, dtype=np.float32)
+    model = WALS(4, max_iter=3, tol=0, random_state=0).fit(X)
+    model.inverse_transform(model.row_factors_, pattern=X)
+    assert drivers == {
+        "solve",
+        "encode",
+        "gram",
+        "rotate",
+        "extrapolate",
+        "sampled_product",
+        "extra_weights",
+        "count_columns",
+        "transpose",
+    }
 
 
 @pytest.mark.parametrize("n", [1, 2, 47, 48, 49, 1000])

@@ -335,8 +335,8 @@ def spectral_start(rows, cols, V, *, n_iter=2, n_threads):
     U, V = np.empty((len(rows.weights), k), V.dtype), random.copy()
     frame = np.eye(k)  # in any coordinates, U and V have the basis that is looked for in common
     for _ in range(n_iter):
-        sweep(rows, U, V, equal, frame=frame, n_threads=n_threads)
-        sweep(cols, V, U, equal, frame=frame, n_threads=n_threads)
+        sweep(rows, U, V, equal, rough=True, frame=frame, n_threads=n_threads)
+        sweep(cols, V, U, equal, rough=True, frame=frame, n_threads=n_threads)
     with parallel_section(n_threads, _GRAM * V.size * k) as run:
         left, right = _gram(U, np.float64, run), _gram(V, np.float64, run)
         square, Q = np.linalg.eigh(right)
