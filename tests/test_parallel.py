@@ -13,7 +13,7 @@ import threadpoolctl
 from numpy.testing import assert_array_equal
 
 from wals import WALS, _parallel, _sweep
-from wals._parallel import make_shards, parallel_section
+from wals._parallel import even_shards, make_shards, parallel_section
 
 SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
 
@@ -110,6 +110,13 @@ def test_shards_cover_all_items_at_about_equal_cost(n):
     assert_array_equal(np.concatenate([np.arange(a, b) for a, b in shards]), np.arange(n))
     cost = np.array([costs[a:b].sum() for a, b in shards])
     assert cost.max() <= costs.sum() / len(shards) + costs.max()
+
+
+@pytest.mark.parametrize("n", [0, 1, 47, 49, 136_677])
+def test_even_shards(n):
+    shards = even_shards(n)
+    assert_array_equal(np.concatenate([np.arange(a, b) for a, b in shards]), np.arange(n))
+    assert np.ptp(shards[:, 1] - shards[:, 0]) <= 1
 
 
 def test_no_items_no_shards():

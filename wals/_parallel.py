@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import threading
 from contextlib import contextmanager
-from itertools import pairwise
 
 import numba
 import numpy as np
@@ -134,5 +133,13 @@ def make_shards(costs):
     if not total.size:
         return np.zeros((0, 2), dtype=np.int64)
     targets = np.linspace(0, total[-1], _N_SHARDS + 1)[1:-1]
-    cuts = np.concatenate([[0], np.searchsorted(total, targets), [total.size]])
-    return np.array(list(pairwise(cuts)), dtype=np.int64)
+    return _between(np.concatenate([[0], np.searchsorted(total, targets), [total.size]]))
+
+
+def even_shards(n):
+    """Cut n items of equal cost into shards, some of them empty if there are few items."""
+    return _between(np.linspace(0, n, _N_SHARDS + 1))
+
+
+def _between(cuts):
+    return np.stack([cuts[:-1], cuts[1:]], axis=1).astype(np.int64)

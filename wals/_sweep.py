@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from . import _kernels as kernels
 from . import _passes as passes
 from ._compile import empty_lines, whole_lines
-from ._parallel import make_shards, parallel_section
+from ._parallel import even_shards, make_shards, parallel_section
 
 #: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
 #: Per item; per stored entry and component, to gather it and take residuals, for each CG step, and
@@ -53,7 +53,7 @@ class Objective(NamedTuple):
 
     def penalty(self, factors, mass):
         """Return the regularization term of one side, given its factors and sums of weights."""
-        squares = np.einsum("ij,ij->i", factors, factors, dtype=np.float64)
+        squares = np.einsum("ij,ij->i", factors, factors)
         return float(np.sum(self.ridge(mass) * squares))
 
 
@@ -272,7 +272,7 @@ def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
         arrays[n_bytes] = codes = empty_lines((m, width), arrays[n_bytes].dtype)
         codes[:, k:] = 0
         steps = np.empty(m, dtype)
-        shards = make_shards(np.ones(m))
+        shards = even_shards(m)
         run(passes.encode, passes.encode_shard, shards, _constant(basis), scale, codes, steps)
     else:
         arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
@@ -305,7 +305,7 @@ class Momentum:
             with parallel_section(n_threads, _GRAM * V.size * V.shape[1]) as run:
                 turn = (self.frame.T @ frame).astype(V.dtype)
                 _rotate(self.previous, turn, self.previous, run)
-                shards = make_shards(np.ones(len(V)))
+                shards = even_shards(len(V))
                 run(passes.extrapolate, passes.extrapolate_shard, shards, V, self.previous, beta)
         self.frame, self.loss = frame.copy(), loss
 
@@ -399,7 +399,7 @@ def _solve_least_norm(items, fixed, i):
 
 def _rotate(X, Q, out, run):
     """Set out = X Q, which may be X."""
-    shards = make_shards(np.ones(len(X)))
+    shards = even_shards(len(X))
     run(passes.rotate, passes.rotate_shard, shards, _constant(X), _constant(Q), out)
     return out
 
