@@ -1,14 +1,11 @@
 """The estimator: parameters, validation and fitted attributes. The work is done in `_sweep`."""
 
-import copy
-import time
 import warnings
 from contextlib import contextmanager
 from numbers import Integral, Real
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import LinAlgWarning
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -23,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._callback_support import CallbackSupportMixin, FitTasks
 from ._parallel import effective_n_threads
+from ._progress import Progress, rwse, warn_singular
 from ._sweep import (
     ROUGH_UNTIL,
     Momentum,
@@ -394,7 +392,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         cols = make_side(Xt, C, R, Et, *settings)
         if not resumed and isinstance(self.init, str) and self.init == "svd":
             V = spectral_start(rows, cols, V, n_threads=n_threads)
-        progress = _Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
+        progress = Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
         frame = np.eye(self.n_components)
         momentum = Momentum() if self.solver == "auto" else None
         options = {"frame": frame, "n_threads": n_threads}
@@ -430,7 +428,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             progress.verbose = self.verbose
         fitted = self._finish(rows, cols, V, progress, U)
 
-        _warn_singular(progress.n_singular.values(), X.shape)
+        warn_singular(progress.n_singular.values(), X.shape)
         if not (converged or stopped):
             warnings.warn(
                 f"tol={self.tol} was not reached in {n_iter} iterations: increase max_iter or tol.",
@@ -658,7 +656,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             "loss": data_loss + penalty,
             "data_loss": data_loss,
             "penalty": penalty,
-            "rwse": _rwse(data_loss, sum_weights),
+            "rwse": rwse(data_loss, sum_weights),
             "sum_weights": sum_weights,
         }
 
@@ -721,7 +719,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_threads = effective_n_threads(self.n_jobs)
         swept = sweep(side, factors, fixed, self._objective(), n_threads=n_threads)
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
-        _warn_singular(n_singular, (X.shape[0],) * 2)
+        warn_singular(n_singular, (X.shape[0],) * 2)
         return factors, side, swept
 
     def _side(self, X, weights, other_weights):
@@ -760,46 +758,6 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 vars(self).pop("feature_names_in_", None)
 
 
-_NAMES = ("rows", "columns")
-
-
-class _Progress:
-    """The losses of a fit so far."""
-
-    def __init__(self, sum_weights, col_penalty, verbose):
-        self.sum_weights, self.verbose = float(sum_weights), verbose
-        self.penalties = {"rows": 0.0, "columns": col_penalty}
-        self.n_singular = {"rows": 0, "columns": 0}
-        self.losses, self.rwses, self.seconds = [], [], []
-        self.started = time.perf_counter()
-
-    def copy(self):
-        """Return a copy that prints nothing."""
-        other = copy.deepcopy(self)
-        other.verbose = 0
-        return other
-
-    def add(self, side, swept, n_iter):
-        data_loss = max(swept.loss - swept.penalty, 0.0)
-        self.penalties[side] = swept.penalty
-        self.n_singular[side] = swept.n_singular
-        self.losses.append(data_loss + sum(self.penalties.values()))
-        self.rwses.append(_rwse(data_loss, self.sum_weights))
-        self.seconds.append(time.perf_counter() - self.started)
-        if self.verbose >= 2 or (self.verbose and side == "columns"):
-            print(
-                f"[WALS] iteration {n_iter:3d}  {side:7s}  loss {self.losses[-1]:.6e}"
-                f"  RWSE {self.rwses[-1]:.6f}  {self.seconds[-1]:7.2f} s"
-            )
-
-    def relative_decrease(self):
-        """Return that of the loss over the last iteration."""
-        if len(self.losses) < 4:
-            return np.inf
-        before, now = self.losses[-3], self.losses[-1]
-        return (before - now) / before if before > 0 else 0.0
-
-
 @contextmanager
 def _unchanged_on_error(estimator):
     """Give the estimator its attributes back if the block raises, KeyboardInterrupt included."""
@@ -810,23 +768,3 @@ def _unchanged_on_error(estimator):
         vars(estimator).clear()
         vars(estimator).update(before)
         raise
-
-
-def _rwse(data_loss, sum_weights):
-    return float(np.sqrt(data_loss / sum_weights)) if sum_weights > 0 else 0.0
-
-
-def _warn_singular(n_singular, n_items):
-    """Warn once of singular systems: tuples of how many rows, columns; out of how many."""
-    told = [
-        f"{count} of {n} {name}"
-        for count, n, name in zip(n_singular, n_items, _NAMES, strict=True)
-        if count
-    ]
-    if told:
-        warnings.warn(
-            f"{' and '.join(told)} have a singular system, and got the solution of minimum norm. "
-            "Set regularization > 0 to avoid this.",
-            LinAlgWarning,
-            stacklevel=4,
-        )
