@@ -138,6 +138,38 @@ def test_products_with_panels(k, count, dtype):
     assert_array_equal(out[:, -1], 7)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("depth", [1, 7, 40])
+@pytest.mark.parametrize("n", SIZES)
+def test_multiply(n, depth, dtype):
+    rng = np.random.default_rng(n)
+    count, B = 31, rng.normal(size=(depth, n)).astype(np.float32)
+    A = np.full((37, depth), np.nan, dtype=dtype)
+    A[:36] = rng.normal(size=(36, depth))
+    panels = linalg.empty_panels(depth, n, A)
+    panels[:] = np.nan
+    linalg.set_panels(B, panels)
+    out = np.full((37, panels.shape[0] * panels.shape[2]), 7, dtype=dtype)
+    linalg.multiply(A, count, panels, False, out)
+    check = {"rtol": 0, "atol": tolerance(dtype) * depth}
+    assert_allclose(out[:36, :n], A[:36].astype(np.float64) @ B, **check)
+    assert_array_equal(out[:36, n:], 0)
+    assert_array_equal(out[36], 7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", SIZES)
+def test_multiply_with_the_transpose(n, dtype):
+    rng = np.random.default_rng(n)
+    block = rng.normal(size=(24, n + 6)).astype(dtype)
+    panels = linalg.empty_panels(24, n, block)
+    linalg.set_panels(block[:, :n], panels)
+    out = np.full((n + 6, panels.shape[0] * panels.shape[2]), np.nan, dtype=dtype)
+    linalg.multiply(block.T, n, panels, True, out)
+    expected = block[:, :n].T.astype(np.float64) @ block[:, :n]
+    assert_allclose(symmetric(out[:n, :n]), expected, rtol=0, atol=24 * tolerance(dtype))
+
+
 def test_dot_is_summed_in_double_precision():
     a, b = np.full(1000, 1e30, dtype=np.float32), np.full(1000, 1e30, dtype=np.float32)
     assert linalg.dot(a, b) == pytest.approx(1e63, rel=1e-6)

@@ -1,13 +1,17 @@
 """Dense linear algebra on a few vectors of k numbers: what LAPACK calls too small, in Numba.
 
-All matrices are C-contiguous, and their rows fill whole cache lines, if need be with zeros: see
-`_compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. The rows of a
+To multiply the blocks of a tall matrix, BLAS would copy the other factor for every one of them:
+here it is put in panels once, see `set_panels`.
+
+All other matrices are C-contiguous, and their rows fill whole cache lines, if need be with zeros:
+see `_compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. The rows of a
 panel P are read eight at a time: `count` is a multiple of 8, if need be with rows of zeros.
 """
 
 import numpy as np
 
 from ._compile import (
+    empty_lines,
     fill,
     fill_eight,
     jit,
@@ -252,6 +256,77 @@ def set_products_of_four(S, P, first, count, out):
 
 
 @jit
+def empty_panels(k, n, like):
+    """Return room for a k x n matrix of an array's numbers in panels; see `set_panels`."""
+    step = 2 * lanes(like)
+    return empty_lines(((n + step - 1) // step, k, step), like.dtype)
+
+
+@jit
+def set_panels(B, panels):
+    """Copy B to panels, each with the columns of two vectors; zeros follow the last column.
+
+    panels[p, t] is a whole number of cache lines, next to panels[p, t + 1].
+    """
+    step = panels.shape[2]
+    for p in range(panels.shape[0]):
+        first = p * step
+        count = min(step, B.shape[1] - first)
+        for t in range(B.shape[0]):
+            for c in range(count):
+                panels[p, t, c] = B[t, first + c]
+            for c in range(count, step):
+                panels[p, t, c] = 0
+
+
+@jit_inline
+def _set_tile(A, i, panels, p, out):
+    """Set six rows i, ... of two vectors of A B, B being in panels, to the sums over t.
+
+    The tile takes twelve registers, and what it is computed from the other four of sixteen.
+    """
+    i0, i1, i2 = _uint(i), _uint(i + 1), _uint(i + 2)
+    i3, i4, i5 = _uint(i + 3), _uint(i + 4), _uint(i + 5)
+    n = lanes(panels)
+    a0 = a1 = a2 = a3 = a4 = a5 = fill(panels.dtype.type(0), panels)
+    b0 = b1 = b2 = b3 = b4 = b5 = fill(panels.dtype.type(0), panels)
+    for t in range(_uint(0), _uint(panels.shape[1])):
+        a, b = load(panels, (p, t, 0)), load(panels, (p, t, n))
+        a0, b0 = a0 + A[i0, t] * a, b0 + A[i0, t] * b
+        a1, b1 = a1 + A[i1, t] * a, b1 + A[i1, t] * b
+        a2, b2 = a2 + A[i2, t] * a, b2 + A[i2, t] * b
+        a3, b3 = a3 + A[i3, t] * a, b3 + A[i3, t] * b
+        a4, b4 = a4 + A[i4, t] * a, b4 + A[i4, t] * b
+        a5, b5 = a5 + A[i5, t] * a, b5 + A[i5, t] * b
+    j = 2 * n * p
+    store(a0, out, (i0, j))
+    store(a1, out, (i1, j))
+    store(a2, out, (i2, j))
+    store(a3, out, (i3, j))
+    store(a4, out, (i4, j))
+    store(a5, out, (i5, j))
+    store(b0, out, (i0, j + n))
+    store(b1, out, (i1, j + n))
+    store(b2, out, (i2, j + n))
+    store(b3, out, (i3, j + n))
+    store(b4, out, (i4, j + n))
+    store(b5, out, (i5, j + n))
+
+
+@jit
+def multiply(A, count, panels, symmetric, out):
+    """Set the first rows of out to those of A B, B being in panels; see `set_panels`.
+
+    A and out have as many rows as `count`, rounded up to a multiple of 6. Of a symmetric product,
+    what is below the diagonal is undefined.
+    """
+    for p in range(panels.shape[0]):
+        last = min(count, (p + 1) * panels.shape[2]) if symmetric else count
+        for i in range(0, last, 6):
+            _set_tile(A, i, panels, p, out)
+
+
+@jit
 def dot(a, b):
     """Return a.b, in float64."""
     total = 0.0
@@ -262,7 +337,7 @@ def dot(a, b):
 
 @jit
 def copy_rows(source, i, target, j, count):
-    """Copy rows i, i + 1, ... of one matrix to rows j, j + 1, ... of another."""
+    """Copy rows i, i + 1, ... of one matrix to rows j, j + 1, ... of another, as far as both go."""
     for t in range(count):
-        for c in range(source.shape[1]):
+        for c in range(min(source.shape[1], target.shape[1])):
             target[j + t, c] = source[i + t, c]

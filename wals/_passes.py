@@ -7,12 +7,12 @@ takes one shard after the other that is left; no result depends on which thread 
 import numpy as np
 from numba import prange
 
-from ._compile import empty_lines, jit, jit_parallel, take, whole_lines
+from ._compile import LINE, empty_lines, jit, jit_parallel, take, whole_lines
 from ._kernels import entries
-from ._linalg import add_gram, copy_rows, dot, padded
+from ._linalg import copy_rows, dot, empty_panels, multiply, set_panels
 
-#: Rows that are rotated, or added to a Gramian, at once.
-_BLOCK = 256
+#: Rows that are added to a Gramian at once, and those that are rotated: a multiple of 6.
+_BLOCK, _ROTATED = 256, 96
 #: Rows whose largest number is less are rounded to 0.
 _LEAST_LARGEST = np.float32(1e-30)
 
@@ -47,17 +47,18 @@ def encode(n_threads, taken, shards, V, scale, codes, steps):
 
 
 @jit
-def gram_shard(first, last, part_size, V, block, parts):
+def gram_shard(first, last, part_size, V, like, parts):
     """Set parts[p] = V_p^T V_p, its upper triangle, for the rows of the parts first:last.
 
-    Products are summed in the precision of `block`, which is an empty array, over _BLOCK rows.
+    Products are summed in the precision of the empty array `like`, over _BLOCK rows.
     """
     k = V.shape[1]
-    whole = whole_lines(k, block)
-    product = empty_lines((whole, whole), block.dtype)
-    block = empty_lines((_BLOCK, whole), block.dtype)
+    # With one line more, columns of the block are not all in the same few places of a cache.
+    width = whole_lines(k + LINE // like.itemsize, like)
+    block = empty_lines((_BLOCK, width), like.dtype)
+    panels = empty_panels(_BLOCK, k, like)
+    product = empty_lines((width, panels.shape[0] * panels.shape[2]), like.dtype)
     block[:] = 0
-    ones = np.ones(_BLOCK, block.dtype)
     for p in range(first, last):
         for c in range(k):
             for d in range(k):
@@ -66,43 +67,47 @@ def gram_shard(first, last, part_size, V, block, parts):
         for top in range(p * part_size, stop, _BLOCK):
             count = min(_BLOCK, stop - top)
             copy_rows(V, top, block, 0, count)
-            block[count : padded(count)] = 0
-            product[:] = 0
-            add_gram(product, block, padded(count), ones)
+            block[count:] = 0
+            set_panels(block[:, :k], panels)
+            multiply(block.T, k, panels, True, product)
             for c in range(k):
                 for d in range(c, k):
                     parts[p, c, d] += product[c, d]
 
 
 @jit_parallel
-def gram(n_threads, taken, shards, part_size, V, block, parts):
+def gram(n_threads, taken, shards, part_size, V, like, parts):
     """Compute the partial Gramians of all parts; see `gram_shard`."""
     for _ in prange(n_threads):
         s = take(taken)
         while s < len(shards):
-            gram_shard(shards[s, 0], shards[s, 1], part_size, V, block, parts)
+            gram_shard(shards[s, 0], shards[s, 1], part_size, V, like, parts)
             s = take(taken)
 
 
 @jit
-def rotate_shard(first, last, X, Q, out):
-    """Set out[i] = X[i] Q for first <= i < last, in the precision of Q; out may be X."""
-    k = X.shape[1]
-    block, product = np.empty((_BLOCK, k), Q.dtype), np.empty((_BLOCK, k), Q.dtype)
-    for top in range(first, last, _BLOCK):
-        count = min(_BLOCK, last - top)
+def rotate_shard(first, last, X, panels, out):
+    """Set out[i] = X[i] Q for first <= i < last, in the precision of Q; out may be X.
+
+    Q is in panels; see `_linalg.set_panels`.
+    """
+    block = empty_lines((_ROTATED, X.shape[1]), panels.dtype)
+    product = empty_lines((_ROTATED, panels.shape[0] * panels.shape[2]), panels.dtype)
+    block[:] = 0
+    for top in range(first, last, _ROTATED):
+        count = min(_ROTATED, last - top)
         copy_rows(X, top, block, 0, count)
-        np.dot(block[:count], Q, product[:count])
+        multiply(block, count, panels, False, product)
         copy_rows(product, 0, out, top, count)
 
 
 @jit_parallel
-def rotate(n_threads, taken, shards, X, Q, out):
+def rotate(n_threads, taken, shards, X, panels, out):
     """Rotate all rows; see `rotate_shard`."""
     for _ in prange(n_threads):
         s = take(taken)
         while s < len(shards):
-            rotate_shard(shards[s, 0], shards[s, 1], X, Q, out)
+            rotate_shard(shards[s, 0], shards[s, 1], X, panels, out)
             s = take(taken)
 
 

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from . import _kernels as kernels
 from . import _passes as passes
 from ._compile import empty_lines, whole_lines
+from ._linalg import empty_panels, set_panels
 from ._parallel import even_shards, make_shards, parallel_section
 
 #: Nanoseconds, as measured on one core for float32 at k = 64 and 128; only their ratios matter.
@@ -399,8 +400,10 @@ def _solve_least_norm(items, fixed, i):
 
 def _rotate(X, Q, out, run):
     """Set out = X Q, which may be X."""
+    panels = empty_panels(*Q.shape, Q)
+    set_panels(Q, panels)
     shards = even_shards(len(X))
-    run(passes.rotate, passes.rotate_shard, shards, _constant(X), _constant(Q), out)
+    run(passes.rotate, passes.rotate_shard, shards, _constant(X), _constant(panels), out)
     return out
 
 
