@@ -361,6 +361,12 @@ if config.DISABLE_JIT:
 
 
 @jit_inline
+def lanes_of_line(A):
+    """Return how many numbers of A a cache line has: a constant, as `lanes` is."""
+    return lanes(A) * (LINE // _REGISTER)
+
+
+@jit_inline
 def load(A, at):
     """Return the vector at A[at]."""
     return load_as(A, at, A)

@@ -28,6 +28,7 @@ from ._compile import (
     jit_item,
     jit_parallel,
     lanes,
+    lanes_of_line,
     load,
     load_as,
     prefetch,
@@ -53,8 +54,8 @@ from ._linalg import (
 #: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
 #: CG.
 DUAL, PRIMAL, CG = 0, 1, 2
-#: Rows that are asked for before they are gathered.
-_AHEAD = 8
+#: Entries between one whose row is gathered and one whose row is asked for.
+_AHEAD = 16
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
@@ -178,37 +179,33 @@ def entries(items, other_weights, i):
     return e, a
 
 
-@jit_inline
-def _ask_for_row(t, indices, rows):
-    """Ask for the row that entry t needs, even if that is of an item to come."""
-    j = np.uint64(indices[min(t, indices.size - 1)])
-    for c in range(0, rows.shape[1], lanes(rows)):
-        prefetch(rows, (j, c))
-
-
 @jit
-def _copy_rows_at(start, stop, indices, P, panel):
-    """Copy the rows p_j, j = indices[t], start <= t < stop, and pad them with zeros."""
-    for t in range(np.uint64(stop - start)):
-        _ask_for_row(start + np.int64(t) + _AHEAD, indices, P)
-        j = np.uint64(indices[start + t])
-        for c in range(P.shape[1]):
-            panel[t, c] = P[j, c]
-    panel[stop - start : padded(stop - start)] = 0
+def _gather_rows(start, stop, indices, rows, steps, panel):
+    """Gather the rows j = indices[t], start <= t < stop, times steps[j] if any; zeros pad them.
 
-
-@jit
-def _decode_rows_at(start, stop, indices, codes, steps, panel):
-    """Decode the same rows."""
-    far = codes.shape[1] > lanes(codes)  # else the processor itself looks as far ahead
+    Each line that is read asks for the same line of the row that is needed _AHEAD entries later,
+    even if by an item to come: asking for all of a row at once would fill the queue of requests.
+    """
+    line, width = lanes_of_line(rows), panel.shape[1]
+    whole, final = width // line * line, indices.size - 1
     for t in range(np.uint64(stop - start)):
-        if far:
-            _ask_for_row(start + np.int64(t) + _AHEAD, indices, codes)
         j = np.uint64(indices[start + t])
-        step = steps[j]
-        for c in range(0, panel.shape[1], lanes(panel)):
-            store(step * load_as(codes, (j, c), panel), panel, (t, c))
-    panel[stop - start : padded(stop - start)] = 0
+        ahead = np.uint64(indices[min(start + np.int64(t) + _AHEAD, final)])
+        step = panel.dtype.type(1)
+        if steps.size:
+            prefetch(steps, ahead)
+            step = steps[j]
+        for c in range(0, whole, line):
+            prefetch(rows, (ahead, c))
+            for d in range(0, line, lanes(panel)):  # unrolled
+                store(step * load_as(rows, (j, c + d), panel), panel, (t, c + d))
+        if whole < width:
+            prefetch(rows, (ahead, whole))
+            for c in range(whole, width, lanes(panel)):
+                store(step * load_as(rows, (j, c), panel), panel, (t, c))
+    for t in range(stop - start, padded(stop - start)):
+        for c in range(width):
+            panel[t, c] = 0
 
 
 @jit_inline
@@ -233,11 +230,11 @@ def _gather(items, fixed, i, start, stop, at, work):
     for t in range(stop - start, padded(stop - start)):
         extra[t] = target[t] = 0
     if fixed.codes.size:
-        _decode_rows_at(start, stop, items.indices, fixed.codes, fixed.steps, panel)
+        _gather_rows(start, stop, items.indices, fixed.codes, fixed.steps, panel)
     elif fixed.fine_codes.size:
-        _decode_rows_at(start, stop, items.indices, fixed.fine_codes, fixed.steps, panel)
+        _gather_rows(start, stop, items.indices, fixed.fine_codes, fixed.steps, panel)
     else:
-        _copy_rows_at(start, stop, items.indices, fixed.factors, panel)
+        _gather_rows(start, stop, items.indices, fixed.factors, fixed.steps, panel)
     return at + padded(stop - start)
 
 
