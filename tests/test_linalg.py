@@ -143,12 +143,12 @@ def test_products_with_panels(k, count, dtype):
 @pytest.mark.parametrize("n", SIZES)
 def test_multiply(n, depth, dtype):
     rng = np.random.default_rng(n)
-    count, B = 31, rng.normal(size=(depth, n)).astype(np.float32)
+    count, B = 31, rng.normal(size=(depth, n)).astype(dtype)
     A = np.full((37, depth), np.nan, dtype=dtype)
     A[:36] = rng.normal(size=(36, depth))
     panels = linalg.empty_panels(depth, n, A)
     panels[:] = np.nan
-    linalg.set_panels(B, panels)
+    linalg.set_panels(np.pad(B, [(0, 0), (0, panels.shape[0] * panels.shape[2] - n)]), panels)
     out = np.full((37, panels.shape[0] * panels.shape[2]), 7, dtype=dtype)
     linalg.multiply(A, count, panels, False, out)
     check = {"rtol": 0, "atol": tolerance(dtype) * depth}
@@ -161,10 +161,11 @@ def test_multiply(n, depth, dtype):
 @pytest.mark.parametrize("n", SIZES)
 def test_multiply_with_the_transpose(n, dtype):
     rng = np.random.default_rng(n)
-    block = rng.normal(size=(24, n + 6)).astype(dtype)
-    panels = linalg.empty_panels(24, n, block)
-    linalg.set_panels(block[:, :n], panels)
-    out = np.full((n + 6, panels.shape[0] * panels.shape[2]), np.nan, dtype=dtype)
+    panels = linalg.empty_panels(24, n, np.empty(0, dtype))
+    width = panels.shape[0] * panels.shape[2]
+    block = rng.normal(size=(24, width + 6)).astype(dtype)
+    linalg.set_panels(block, panels)
+    out = np.full((width + 6, width), np.nan, dtype=dtype)
     linalg.multiply(block.T, n, panels, True, out)
     expected = block[:, :n].T.astype(np.float64) @ block[:, :n]
     assert_allclose(symmetric(out[:n, :n]), expected, rtol=0, atol=24 * tolerance(dtype))

@@ -264,19 +264,15 @@ def empty_panels(k, n, like):
 
 @jit
 def set_panels(B, panels):
-    """Copy B to panels, each with the columns of two vectors; zeros follow the last column.
+    """Copy B, which zeros widen to fill them, to panels, each with the columns of two vectors.
 
     panels[p, t] is a whole number of cache lines, next to panels[p, t + 1].
     """
-    step = panels.shape[2]
+    n = lanes(panels)
     for p in range(panels.shape[0]):
-        first = p * step
-        count = min(step, B.shape[1] - first)
         for t in range(B.shape[0]):
-            for c in range(count):
-                panels[p, t, c] = B[t, first + c]
-            for c in range(count, step):
-                panels[p, t, c] = 0
+            store(load(B, (t, 2 * n * p)), panels, (p, t, 0))
+            store(load(B, (t, 2 * n * p + n)), panels, (p, t, n))
 
 
 @jit_inline

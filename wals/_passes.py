@@ -53,7 +53,7 @@ def gram_shard(first, last, part_size, V, like, parts):
     Products are summed in the precision of the empty array `like`, over _BLOCK rows.
     """
     k = V.shape[1]
-    # With one line more, columns of the block are not all in the same few places of a cache.
+    # With one line more, panels are filled, and columns are not all in few places of a cache.
     width = whole_lines(k + LINE // like.itemsize, like)
     block = empty_lines((_BLOCK, width), like.dtype)
     panels = empty_panels(_BLOCK, k, like)
@@ -68,7 +68,7 @@ def gram_shard(first, last, part_size, V, like, parts):
             count = min(_BLOCK, stop - top)
             copy_rows(V, top, block, 0, count)
             block[count:] = 0
-            set_panels(block[:, :k], panels)
+            set_panels(block, panels)
             multiply(block.T, k, panels, True, product)
             for c in range(k):
                 for d in range(c, k):

@@ -401,7 +401,9 @@ def _solve_least_norm(items, fixed, i):
 def _rotate(X, Q, out, run):
     """Set out = X Q, which may be X."""
     panels = empty_panels(*Q.shape, Q)
-    set_panels(Q, panels)
+    wide = np.zeros((len(Q), panels[:, 0].size), Q.dtype)
+    wide[:, : len(Q)] = Q
+    set_panels(wide, panels)
     shards = even_shards(len(X))
     run(passes.rotate, passes.rotate_shard, shards, _constant(X), _constant(panels), out)
     return out
