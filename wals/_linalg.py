@@ -264,9 +264,10 @@ def empty_panels(k, n, like):
 
 @jit
 def set_panels(B, panels):
-    """Copy B, which zeros widen to fill them, to panels, each with the columns of two vectors.
+    """Copy B to panels, each with the columns of two vectors.
 
-    panels[p, t] is a whole number of cache lines, next to panels[p, t + 1].
+    B has at least as many columns as the panels. panels[p, t] is a whole number of cache lines,
+    next to panels[p, t + 1].
     """
     n = lanes(panels)
     for p in range(panels.shape[0]):
