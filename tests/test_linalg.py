@@ -110,12 +110,11 @@ def test_products_with_panels(k, count, dtype):
     linalg.add_normal_product(panel, count, e, x, coef, out)
     check(out, start + P.T @ (E * (P @ x)))
 
-    first = min(8, count)
     out = start.copy()
-    objective = linalg.add_residual(panel, first, count, e, a, w0, x, coef, out)
-    last, px = slice(first, count), (P @ x)[first:]
-    check(out, start + P[last].T @ ((w0 + E[last]) * A[last] - E[last] * px))
-    expected = np.sum((w0 + E[last]) * (A[last] - px) ** 2 - w0 * px**2)
+    objective = linalg.add_residual(panel, count, e, a, w0, x, coef, out)
+    check(coef, (w0 + E) * A - E * (P @ x))
+    check(out, start + P.T @ ((w0 + E) * A - E * (P @ x)))
+    expected = np.sum((w0 + E) * (A - P @ x) ** 2 - w0 * (P @ x) ** 2)
     assert_allclose(objective, expected, rtol=tolerance(dtype), atol=tolerance(dtype))
 
     out = start.copy()
@@ -130,7 +129,7 @@ def test_products_with_panels(k, count, dtype):
     linalg.set_products(panel, count, x.astype(np.float64), exact)
     assert_allclose(exact[:-1], P @ x, rtol=0, atol=tolerance(np.float64))
 
-    out = np.full((4, count + 1), 7, dtype=dtype)
+    first, out = min(8, count), np.full((4, count + 1), 7, dtype=dtype)
     four = with_whole_lines(rng.normal(size=(4, k)), dtype)
     linalg.set_products_of_four(four, panel, first, count, out)
     check(out[:, first:-1], four.astype(np.float64) @ P[first:].T)

@@ -18,6 +18,13 @@ def random_csr(n, m, density, dtype=np.float64, seed=0):
     return sp.random_array((n, m), density=density, format="csr", rng=seed, dtype=dtype)
 
 
+def with_path(side, path):
+    """Return the same items, all to be solved by one path."""
+    paths = np.full(len(side.weights), path, dtype=np.uint8)
+    paths.flags.writeable = False
+    return side._replace(plan=side.plan._replace(paths=paths))
+
+
 # --------------------------------------------------------------------------------- transposition
 
 
@@ -67,9 +74,7 @@ def solve(X, V, objective, path=None, solver="exact"):
         X, np.ones(n), np.ones(m), None, objective, V.shape[1], solver, n_threads=1
     )
     if path is not None:
-        paths = np.full(n, path, dtype=np.uint8)
-        paths.flags.writeable = False
-        side = side._replace(plan=side.plan._replace(paths=paths))
+        side = with_path(side, path)
     U = np.zeros((n, V.shape[1]), dtype=V.dtype)
     swept = sweeps.sweep(side, U, V, objective, n_threads=1)
     return U, swept.loss
@@ -117,6 +122,88 @@ def test_plans(k):
         assert 0 < plan.strip <= plan.chunk
         assert sorted(i for first, last in shards for i in range(first, last)) == list(range(200))
         assert work > 0
+
+
+# ------------------------------------------------------------------------------------------ duals
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(("dtype", "tol"), [(np.float32, 1e-3), (np.float64, 1e-9)])
+def test_duals_restore_the_solution_in_any_coordinates(dtype, tol, kept):
+    """CG that may take no step leaves D^-1 P^T c, with the rounded c of the sweep before."""
+    rng, objective = np.random.default_rng(0), OBJECTIVE._replace(unobserved_weight=1.0)
+    present = np.arange(60) != 7  # an empty row
+    X = sp.csr_array(random_csr(60, 90, density=0.3, dtype=dtype).multiply(present[:, None]))
+    V, turn = rng.normal(size=(90, 20)).astype(dtype), np.linalg.qr(rng.normal(size=(20, 20)))[0]
+    R, C = rng.uniform(0.5, 2, size=60), rng.uniform(0.5, 2, size=90)
+    side = sweeps.make_side(X, R, C, None, objective, 20, "auto", n_threads=1)
+    plan = with_path(side, kernels.CG).plan._replace(max_steps=40, tol=0.0)
+    if not kept:  # panels of less than an item has
+        plan = plan._replace(chunk=16, strip=8)
+    U, restored = np.full((2, 60, 20), np.nan, dtype)
+    loss = sweeps.sweep(side._replace(plan=plan), U, V, objective, n_threads=1).loss
+    side = side._replace(plan=plan._replace(max_steps=0))
+    turned, start = (V @ turn).astype(dtype), kernels.DUALS
+    again = sweeps.sweep(side, restored, turned, objective, start=start, n_threads=1).loss
+
+    A, V, U = X.toarray().astype(np.float64), V.astype(np.float64), U.astype(np.float64)
+    E = objective.observed_weight * np.outer(R, C) * (A != 0)
+    coef = np.where(A != 0, (1 + E) * A - E * (U @ V.T), 0)
+    shared = V.T @ V + objective.regularization * np.eye(20)
+    assert_allclose(coef @ V, U @ shared, atol=tol)
+    steps = np.abs(coef).max(axis=1, keepdims=True).clip(1e-30) / 127
+    expected = np.linalg.solve(shared, V.T @ (np.rint(coef / steps) * steps).T).T
+    assert_allclose(restored @ turn.T, expected, rtol=0, atol=tol * np.abs(expected).max())
+    assert loss < again < (1 + 1e-4) * loss
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duals_are_close(dtype):
+    rng = np.random.default_rng(0)
+    coef = rng.normal(size=(4, 50)).astype(dtype)
+    coef[1], coef[2, 3], coef[3] = 0, np.inf, 1e-38
+    duals = kernels.Duals(np.full(210, 5, np.int8), np.full(4, np.nan, dtype))
+    for i in range(4):
+        kernels._keep(coef[i], duals, i, 50 * i, 50 * i + 50)
+    assert np.abs(duals.codes[:50]).max() == 127
+    assert not duals.codes[50:200].any()
+    assert_array_equal(duals.codes[200:], 5)
+    out = np.full(57, 7, dtype)
+    kernels._recall(duals, 0, 0, 50, out)
+    assert np.abs(out[:50] - coef[0]).max() <= np.abs(coef[0]).max() / 253
+    assert_array_equal(out[50:56], 0)
+    assert out[56] == 7
+
+
+@pytest.mark.parametrize("w0", [0.1, 1.0])
+def test_duals_are_a_better_start_than_factors(w0):
+    """After an iteration, one step from duals leaves less to do than one step from factors."""
+    rng = np.random.default_rng(0)
+    objective = OBJECTIVE._replace(unobserved_weight=w0)
+    X, k = random_csr(300, 200, density=0.1), 30
+    sides = [
+        sweeps.make_side(A, np.ones(n), np.ones(m), None, objective, k, "auto", n_threads=1)
+        for A, n, m in [(X, 300, 200), (X.T.tocsr(), 200, 300)]
+    ]
+    rows, cols = (with_path(side, kernels.CG) for side in sides)
+    U, V, frame = np.empty((300, k)), rng.normal(size=(200, k)), np.eye(k)
+    start = kernels.ZERO
+    for _ in range(3):
+        for side, factors, fixed in [(rows, U, V), (cols, V, U)]:
+            sweeps.sweep(side, factors, fixed, objective, start=start, frame=frame, n_threads=1)
+        start = kernels.DUALS
+
+    def loss(start, max_steps=1):
+        side = rows._replace(
+            plan=rows.plan._replace(max_steps=max_steps, tol=0.0),
+            duals=kernels.Duals(*(array.copy() for array in rows.duals)),
+        )
+        return sweeps.sweep(side, U.copy(), V, objective, start=start, n_threads=1).loss
+
+    least = loss(kernels.ZERO, max_steps=40)
+    from_duals, from_factors, from_zero = map(loss, (kernels.DUALS, kernels.FACTORS, kernels.ZERO))
+    assert least < from_duals < least + (from_factors - least) / 2
+    assert from_factors < from_zero
 
 
 # --------------------------------------------------------------------------------------- momentum

@@ -13,6 +13,10 @@ p_j = g Q^T v_j for the rows of P and u = Q g x, the normal equations of every i
 
 D starts at 1, so a Cholesky factorisation in the precision of the data does not break down before
 max_j e_j / w0 nears the reciprocal of that precision, and conjugate gradients need few steps.
+
+The solution is x = D^-1 P^T c with the dual coefficients c = b - E P x. Between two sweeps of one
+side, these change less than x does, and not at all with the coordinates of the other side: so CG
+starts from the c of the sweep before, and no factors are rotated for it to start from.
 """
 
 from typing import NamedTuple
@@ -58,9 +62,13 @@ DUAL, PRIMAL, CG = 0, 1, 2
 _AHEAD = 16
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
+#: Dual coefficients none of which is larger are rounded to 0.
+_LEAST_LARGEST = 1e-30
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
 _FIRST_TOL = 1e-11
 _MAX_CORRECTIONS = 8
+#: What CG starts from: 0, the factors, or the dual coefficients of the sweep before.
+ZERO, FACTORS, DUALS = 0, 1, 2
 
 
 class Items(NamedTuple):
@@ -95,6 +103,16 @@ class Fixed(NamedTuple):
     unobserved_weight: float
 
 
+class Duals(NamedTuple):
+    """The dual coefficients of the last sweep, rounded to multiples of steps[i] in item i.
+
+    They are kept if there is room for them. One byte is enough to start from.
+    """
+
+    codes: np.ndarray  # (nnz,) int8, or empty
+    steps: np.ndarray  # (n,)
+
+
 class Plan(NamedTuple):
     """How to solve each item."""
 
@@ -110,15 +128,16 @@ class _Work(NamedTuple):
     """Scratch of one shard; T is the precision of the data.
 
     Here k stands for whole_lines(k); what this adds are coordinates in which x = 0 and D = 1. A
-    padded chunk has 16 more entries: panels are read eight rows at a time, see `_linalg`,
-    and factorised systems fill whole lines.
+    padded chunk, or largest item, has 16 more entries: panels are read eight rows at a time, see
+    `_linalg`, and factorised systems fill whole lines.
     """
 
     panel: np.ndarray  # (padded chunk, k) the gathered rows of P, T
     extra: np.ndarray  # (padded chunk,) e_j, T
     target: np.ndarray  # (padded chunk,) a_j, T
     root: np.ndarray  # (padded chunk,) F, T
-    coef: np.ndarray  # (padded chunk,) T, often scratch
+    coef: np.ndarray  # (padded size,) T, often scratch
+    duals: np.ndarray  # (padded size,) c_j, T
     products: np.ndarray  # (padded chunk,) float64
     four: np.ndarray  # (4, k) T
     system: np.ndarray  # (k, k) T
@@ -210,9 +229,9 @@ def _gather_rows(start, stop, indices, rows, steps, panel):
 
 @jit_inline
 def _gather(items, fixed, i, start, stop, at, work):
-    """Gather p_j, e_j and a_j of the stored entries start:stop of item i; return their end.
+    """Gather p_j, e_j and a_j of the stored entries start:stop of item i, from place `at` on.
 
-    Their places are `at` and those after it, zeros that pad them included.
+    Returns how many places that takes, zeros that pad them included.
     """
     panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
     _set_entries(
@@ -235,7 +254,7 @@ def _gather(items, fixed, i, start, stop, at, work):
         _gather_rows(start, stop, items.indices, fixed.fine_codes, fixed.steps, panel)
     else:
         _gather_rows(start, stop, items.indices, fixed.factors, fixed.steps, panel)
-    return at + padded(stop - start)
+    return padded(stop - start)
 
 
 @jit_inline
@@ -243,8 +262,9 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
     """Take conjugate gradient steps from x, where r is the residual; D preconditions.
 
     A step of this length along p lowers the objective by length * r.D^-1 r. Stops when another
-    step of the same length would lower it by no more than tol times its absolute value. Returns
-    the objective, and whether plan.max_steps were enough.
+    step of the same length, or a first one of length 1, the most there is, would lower it by no
+    more than tol times its absolute value. Returns the objective, and whether plan.max_steps were
+    enough; the dual coefficients follow x.
     """
     r, p, q, D, inverse = work.r, work.p, work.q, work.diagonal, work.inverse
     kept, T = stop - start <= plan.chunk, x.dtype.type
@@ -254,9 +274,9 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
         z = load(inverse, c) * load(r, c)
         store(z, p, c)
         sums = sums + widen(z) * widen(load(r, c))
-    rz = total(sums)
+    length, rz = 1.0, total(sums)
     for _ in range(plan.max_steps):
-        if rz == 0:
+        if length * rz <= tol * abs(objective):
             return objective, True
         for c in range(0, x.size, lanes(x)):
             store(load(D, c) * load(p, c), q, c)
@@ -265,7 +285,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
         else:
             for top in range(start, stop, plan.strip):
                 count = _gather(items, fixed, i, top, min(top + plan.strip, stop), 0, work)
-                add_normal_product(work.panel, count, work.extra, p, work.coef, q)
+                add_normal_product(work.panel, count, work.extra, p, work.coef[top - start :], q)
         sums = zero
         for c in range(0, x.size, lanes(x)):
             sums = sums + widen(load(p, c)) * widen(load(q, c))
@@ -276,29 +296,67 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
             rest = load(r, c) - alpha * load(q, c)
             store(rest, r, c)
             sums = sums + widen(load(inverse, c) * rest) * widen(rest)
+        for t in range(stop - start):
+            work.duals[t] -= alpha * work.coef[t]
         rz = total(sums)
         objective -= length * before
-        if length * rz <= tol * abs(objective):
-            return objective, True
         beta = T(rz / before)
         for c in range(0, x.size, lanes(x)):
             store(load(inverse, c) * load(r, c) + beta * load(p, c), p, c)
-    return objective, False
+    return objective, length * rz <= tol * abs(objective)
+
+
+@jit_item
+def _recall(duals, i, start, stop, out):
+    """Set out to the dual coefficients that item i was left with, and what pads them to 0."""
+    step = out.dtype.type(duals.steps[i])
+    for t in range(stop - start):
+        out[t] = step * duals.codes[start + t]
+    for t in range(stop - start, padded(stop - start)):
+        out[t] = 0
+
+
+@jit_item
+def _keep(coef, duals, i, start, stop):
+    """Keep the dual coefficients of item i."""
+    largest, most = coef.dtype.type(0), coef.dtype.type(127)
+    for t in range(stop - start):
+        largest = max(largest, abs(coef[t]))
+    usable = _LEAST_LARGEST < largest < np.inf
+    duals.steps[i] = largest / most if usable else 0
+    inverse = most / largest if usable else coef.dtype.type(0)
+    for t in range(stop - start):
+        duals.codes[start + t] = np.int32(np.rint(coef[t] * inverse)) if usable else 0
 
 
 @jit_inline
-def _solve_cg(items, fixed, plan, i, start, stop, work):
-    """Improve x by a few steps; return the objective."""
+def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
+    """Improve x, or D^-1 P^T c, by a few steps; return the objective."""
     x, r, w0 = work.x, work.r, fixed.unobserved_weight
     kept, objective = stop - start <= plan.chunk, 0.0
+    if origin == DUALS:
+        for top in range(start, stop, plan.strip):
+            at = top - start if kept else 0
+            count = _gather(items, fixed, i, top, min(top + plan.strip, stop), at, work)
+            add_combination(work.panel[at:], count, work.duals[top - start :], x)
+        for c in range(x.size):
+            x[c] *= work.inverse[c]
     for c in range(x.size):
         r[c] = -work.diagonal[c] * x[c]
         objective -= np.float64(x[c]) * r[c]
     for top in range(start, stop, plan.strip):
-        first = top - start if kept else 0
-        last = _gather(items, fixed, i, top, min(top + plan.strip, stop), first, work)
+        at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
+        if origin != DUALS or not kept:
+            _gather(items, fixed, i, top, bottom, at, work)
         objective += add_residual(
-            work.panel, first, last, work.extra, work.target, w0, x, work.coef, r
+            work.panel[at:],
+            padded(bottom - top),
+            work.extra[at:],
+            work.target[at:],
+            w0,
+            x,
+            work.duals[top - start :],
+            r,
         )
     return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
 
@@ -467,8 +525,8 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
 
 
 @jit_inline
-def _solve_item(items, fixed, plan, i, work):
-    """Solve item i from x in the coordinates of the sweep; return its objective, NaN: failed."""
+def _solve_item(items, fixed, plan, i, origin, duals, work):
+    """Solve item i in the coordinates of the sweep; return its objective, NaN: failed."""
     start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
     path, ridge, k = plan.paths[i], items.ridge[i], fixed.scale.size
     if fixed.unobserved_weight == 0 and ridge == 0:  # nothing is shared: D = 0
@@ -478,7 +536,12 @@ def _solve_item(items, fixed, plan, i, work):
     elif items.weights[i] == 0:  # D is the whole system, for which one step is exact
         path = CG
     if path == CG and not plan.exact:
-        return _solve_cg(items, fixed, plan, i, start, stop, work)
+        if origin == DUALS:
+            _recall(duals, i, start, stop, work.duals)
+        objective = _solve_cg(items, fixed, plan, i, start, stop, origin, work)
+        if duals.codes.size:
+            _keep(work.duals, duals, i, start, stop)
+        return objective
     objective = _solve_exact(items, fixed, plan, i, start, stop, path, work)
     if np.isnan(objective) and path == CG:
         objective = _solve_exact(items, fixed, plan, i, start, stop, PRIMAL, work)
@@ -489,7 +552,9 @@ def _solve_item(items, fixed, plan, i, work):
 
 
 @jit_item
-def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work):
+def _solve_items(
+    first, last, items, fixed, plan, origin, duals, factors, objectives, squares, work
+):
     """Do the work of `solve_shard`, given its scratch."""
     x, D, k = work.x, work.diagonal, factors.shape[1]
     for i in range(first, last):
@@ -498,32 +563,37 @@ def _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squ
                 D[c] = fixed.spectrum[c] + items.ridge[i] * fixed.metric[c]
                 work.inverse[c] = 1 / D[c]
         for c in range(k):
-            x[c] = factors[i, c] * work.unscale[c] if warm else 0
+            x[c] = factors[i, c] * work.unscale[c] if origin == FACTORS else 0
         if items.indptr[i] == items.indptr[i + 1]:
             objectives[i] = 0
             for c in range(k):
                 x[c] = 0
         else:
-            objectives[i] = _solve_item(items, fixed, plan, i, work)
+            objectives[i] = _solve_item(items, fixed, plan, i, origin, duals, work)
         for c in range(k):
             factors[i, c] = work.scale[c] * x[c]
         squares[i] = dot(factors[i], factors[i])
 
 
 @jit
-def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squares):
-    """Solve the items first:last in place; set their objectives (NaN: failed) and |u_i|^2.
+def solve_shard(first, last, items, fixed, plan, origin, duals, factors, objectives, squares):
+    """Solve the items first:last; set their factors, objectives (NaN: failed) and |u_i|^2.
 
-    The factors are those in the eigenbasis, g x; where to start from, if `warm`.
+    The factors are those in the eigenbasis, g x. Nothing is read of them unless they are the
+    origin.
     """
     T, room = factors.dtype, plan.chunk + 16
+    most = room
+    for i in range(first, last):
+        most = max(most, np.int64(items.indptr[i + 1] - items.indptr[i]) + 16)
     k, present = whole_lines(factors.shape[1], factors), fixed.scale > 0
     work = _Work(
         panel=empty_lines((room, k), T),
         extra=empty_lines((room,), T),
         target=empty_lines((room,), T),
         root=empty_lines((room,), T),
-        coef=empty_lines((room,), T),
+        coef=empty_lines((most,), T),
+        duals=empty_lines((most,), T),
         products=empty_lines((room,), np.float64),
         four=empty_lines((4, k), T),
         system=empty_lines((k, k), T),
@@ -542,16 +612,27 @@ def solve_shard(first, last, items, fixed, plan, warm, factors, objectives, squa
     )
     work.diagonal[:] = work.inverse[:] = 1
     work.x[:] = work.r[:] = work.exact_x[:] = 0
-    _solve_items(first, last, items, fixed, plan, warm, factors, objectives, squares, work)
+    _solve_items(first, last, items, fixed, plan, origin, duals, factors, objectives, squares, work)
 
 
 @jit_parallel
-def solve(n_threads, taken, shards, items, fixed, plan, warm, factors, objectives, squares):
+def solve(
+    n_threads, taken, shards, items, fixed, plan, origin, duals, factors, objectives, squares
+):
     """Solve all items; see `solve_shard`."""
     for _ in prange(n_threads):
         s = take(taken)
         while s < len(shards):
             solve_shard(
-                shards[s, 0], shards[s, 1], items, fixed, plan, warm, factors, objectives, squares
+                shards[s, 0],
+                shards[s, 1],
+                items,
+                fixed,
+                plan,
+                origin,
+                duals,
+                factors,
+                objectives,
+                squares,
             )
             s = take(taken)

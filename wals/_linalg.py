@@ -207,15 +207,14 @@ def add_normal_product(P, count, extra, x, coef, out):
 
 
 @jit
-def add_residual(P, first, last, extra, target, w0, x, coef, out):
-    """Add sum_t (g_t - e_t p_t.x) p_t, first <= t < last, g_t = (w0 + e_t) a_t, to out.
+def add_residual(P, count, extra, target, w0, x, coef, out):
+    """Set coef_t = (w0 + e_t) a_t - e_t p_t.x, and add sum_t coef_t p_t, t < count, to out.
 
-    Returns sum_t (w0 + e_t)(a_t - p_t.x)^2 - w0 (p_t.x)^2; coef is scratch.
+    Returns sum_t (w0 + e_t)(a_t - p_t.x)^2 - w0 (p_t.x)^2.
     """
-    w0, first, last = x.dtype.type(w0), _uint(first), _uint(last)
-    objective = fill_eight(x.dtype.type(0), x)
-    for t in range(first, last, _uint(8)):
-        # With d = a - p.x, in both: g - e p.x = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
+    w0, objective = x.dtype.type(w0), fill_eight(x.dtype.type(0), x)
+    for t in range(_uint(0), _uint(count), _uint(8)):
+        # With d = a - p.x, in both: coef = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
         px, e, a = _eight_products(P, t, x), load_eight(extra, t), load_eight(target, t)
         d, b = a - px, w0 * a
         objective = objective + e * d * d + b * (d - px)

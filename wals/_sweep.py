@@ -23,12 +23,12 @@ _DUAL = (60.0, 0.3, 0.55, 0.0115)
 #: Steps of CG to working precision, where the stored entries weigh as much as the others, and for
 #: each factor of ten that they outweigh them by. In "auto" and "cg", on average.
 _EXACT_STEPS, _EXACT_STEPS_PER_DECADE, _USUAL_STEPS = 6.0, 5.0, 2.0
-#: Numbers of a panel, which is read several times, that the second-level cache of one core holds,
-#: and the first.
-_PANEL_SIZE, _STRIP_SIZE = 2**18, 2**12
+#: Numbers of a panel, which is read several times: to read them from the third-level cache is
+#: quicker than to gather them again. And those that the first-level cache holds.
+_PANEL_SIZE, _STRIP_SIZE = 2**20, 2**12
 #: Steps that an item takes at most, and when to stop before: see `_kernels._take_cg_steps`.
 _CG_STEPS = {"exact": 60, "cg": 6, "auto": 20}
-_CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 2e-4}
+_CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 1e-4}
 #: "auto" rounds to one byte as long as an iteration lowers the loss by more than this part. What
 #: rounding adds to the loss then is a hundredth of that, or less.
 ROUGH_UNTIL = 2e-3
@@ -66,6 +66,7 @@ class Side(NamedTuple):
     other_weights: np.ndarray  # (m,), or empty: all 1
     mass: np.ndarray  # (n,) sum_j w_ij, over stored and unstored entries
     ratio: np.ndarray  # (n,) unobserved weight over the mean extra weight of the stored entries
+    duals: kernels.Duals  # overwritten by each sweep; only "auto" needs them
     plan: kernels.Plan
     shards: np.ndarray  # (n_shards, 2)
     work: float  # nanoseconds of a sweep
@@ -137,7 +138,12 @@ def make_side(X, weights, other_weights, entry_weights, objective, k, solver, n_
     mass += w0 * m
     items = items._replace(ridge=_constant(objective.ridge(mass)))
     plan = make_plan(X.indptr, ratio, k, solver)
-    return Side(items, weights, other_weights, mass, ratio, *plan)
+    duals = _empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype)
+    return Side(items, weights, other_weights, mass, ratio, duals, *plan)
+
+
+def _empty_duals(n, nnz, dtype):
+    return kernels.Duals(np.empty(nnz, np.int8), np.empty(n, dtype))
 
 
 def make_plan(indptr, ratio, k, solver):
@@ -191,7 +197,9 @@ def make_plan(indptr, ratio, k, solver):
     return plan, make_shards(costs), float(costs.sum())
 
 
-def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=None, n_threads):
+def sweep(
+    side, factors, fixed, objective, *, start=kernels.ZERO, rough=False, frame=None, n_threads
+):
     """Solve every item of one side with the other side fixed.
 
     Parameters
@@ -199,12 +207,13 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
     side : Side
         The n items to solve.
     factors : ndarray of shape (n, k)
-        Their factors: overwritten with the solution; where to start from, if `warm`, unless the
-        solution is exact.
+        Their factors: overwritten with the solution.
     fixed : ndarray of shape (m, k)
         The factors of the other side.
     objective : Objective
-    warm : bool
+    start : {ZERO, FACTORS, DUALS}
+        What CG starts from: 0, the factors, or the dual coefficients that the last sweep of this
+        side has kept; see `_kernels`. A solution that is exact starts from nothing.
     rough : bool
         Whether steps may be those towards the solution for slightly rounded fixed factors: one byte
         for every number, where the data is float32.
@@ -219,7 +228,6 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
     """
     w0, n, k = objective.unobserved_weight, *factors.shape
     exact, ridge = side.plan.exact, side.items.ridge
-    warm = warm and not exact
     objectives, squares = np.empty(n), np.empty(n)
     work = side.work + _GRAM * (n + len(fixed)) * k**2
     with parallel_section(n_threads, work) as run:
@@ -231,7 +239,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
             Q = Q.astype(precision)
             out = empty_lines(fixed.shape, fixed.dtype) if frame is None else fixed
             basis = _rotate(fixed, Q, out, run)
-            if warm:
+            if start == kernels.FACTORS and not exact:
                 _rotate(factors, Q, factors, run)
             # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
             common = spectrum + (ridge.min() if n else 0.0)
@@ -243,7 +251,7 @@ def sweep(side, factors, fixed, objective, *, warm=False, rough=False, frame=Non
         n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
         in_place = w0 > 0 and frame is None  # a copy of the factors already
         shared = _fix(basis, spectrum, scale, side.other_weights, w0, n_bytes, in_place, run)
-        args = (side.items, shared, side.plan, warm, factors, objectives, squares)
+        args = (side.items, shared, side.plan, start, side.duals, factors, objectives, squares)
         run(kernels.solve, kernels.solve_shard, side.shards, *args)
         singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
         if w0 == 0:
@@ -356,7 +364,7 @@ def _with_equal_weights(side):
     items = side.items._replace(weights=_constant(np.zeros(n)), ridge=_constant(np.zeros(n)))
     paths = _constant(np.full(n, kernels.CG, np.uint8))
     plan = side.plan._replace(paths=paths, exact=False, max_steps=1, tol=0.0)
-    return side._replace(items=items, plan=plan)
+    return side._replace(items=items, plan=plan, duals=_empty_duals(n, 0, side.duals.steps.dtype))
 
 
 def rotate_back(factors, frame, n_threads):

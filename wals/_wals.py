@@ -19,6 +19,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._callback_support import CallbackSupportMixin, FitTasks
+from ._kernels import DUALS, FACTORS, ZERO
 from ._parallel import effective_n_threads
 from ._progress import Progress, rwse, warn_singular
 from ._sweep import (
@@ -110,9 +111,12 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         - "cg": by up to six steps of preconditioned conjugate gradients, from the factors of the
           sweep before.
         - "auto": whatever lowers the loss soonest. It takes steps until the next one would lower
-          the loss of an item by less than 2e-4 of it, and starts each iteration from an
-          extrapolation of V (Nesterov), which is given up when the loss rises. The final loss is
-          at most 1e-3 (relative) above that of "exact", and lower as a rule.
+          the loss of an item by less than 1e-4 of it, from
+          :math:`(w_0 V^T V + \lambda_i I)^{-1} \sum_j c_{ij} v_j`, which is the solution for
+          :math:`c_{ij} = w_{ij} a_{ij} - (w_{ij} - w_0) u_i \cdot v_j`: of these, kept in one byte
+          for every stored entry, the sweep before knows better ones than of u. Each iteration
+          starts from an extrapolation of V (Nesterov), which is given up when the loss rises. The
+          final loss is at most 1e-3 (relative) above that of "exact", and lower as a rule.
 
         The last row sweep of `fit`, and all projections, are exact. With float32 data, "cg" and
         "auto" gather large fixed factors as 16-bit numbers, and "auto" as 8-bit numbers as long as
@@ -404,6 +408,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             rotate_back(now, frame, n_threads)
             return rows, cols, now, progress.copy()
 
+        rows_start, cols_start = FACTORS if resumed else ZERO, FACTORS
         converged, stopped = self.tol == 0, False
         n_iter = 0
         while n_iter < self.max_iter and not stopped:
@@ -413,10 +418,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 progress.penalties["columns"] = objective.penalty(V, cols.mass)
             n_iter += 1
             options["rough"] = may_be_rough and progress.relative_decrease() > ROUGH_UNTIL
-            warm = resumed or n_iter > 1
-            swept = sweep(rows, U, V, objective, warm=warm, **options)
+            swept = sweep(rows, U, V, objective, start=rows_start, **options)
             progress.add("rows", swept, n_iter)
-            swept = sweep(cols, V, U, objective, warm=True, **options)
+            swept = sweep(cols, V, U, objective, start=cols_start, **options)
+            rows_start = cols_start = DUALS if self.solver == "auto" else FACTORS
             progress.add("columns", swept, n_iter)
             stopped = tasks.end_iteration(iterate)
             if self.tol > 0 and progress.relative_decrease() < self.tol:
