@@ -611,7 +611,7 @@ def solve_shard(first, last, items, fixed, plan, origin, duals, factors, objecti
         exact_r=empty_lines((k,), np.float64),
     )
     work.diagonal[:] = work.inverse[:] = 1
-    work.x[:] = work.r[:] = work.exact_x[:] = 0
+    work.x[:] = work.r[:] = work.duals[:] = work.exact_x[:] = 0
     _solve_items(first, last, items, fixed, plan, origin, duals, factors, objectives, squares, work)
 
 
