@@ -346,7 +346,7 @@ def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
         objective -= np.float64(x[c]) * r[c]
     for top in range(start, stop, plan.strip):
         at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
-        if origin != DUALS or not kept:
+        if origin != DUALS or not kept:  # not gathered above, or no longer there
             _gather(items, fixed, i, top, bottom, at, work)
         objective += add_residual(
             work.panel[at:],
