@@ -62,8 +62,8 @@ DUAL, PRIMAL, CG = 0, 1, 2
 _AHEAD = 16
 #: An extra weight, relative to the unobserved one, that is 0 to working precision.
 LEAST_EXTRA = 1e-20
-#: Dual coefficients none of which is larger are rounded to 0.
-_LEAST_LARGEST = 1e-30
+#: Numbers none of which is larger are rounded to 0, where they are rounded to steps.
+LEAST_LARGEST = np.float32(1e-30)
 #: The first solution by CG in the precision of the data is worth so much, in squares of norms.
 _FIRST_TOL = 1e-11
 _MAX_CORRECTIONS = 8
@@ -322,7 +322,7 @@ def _keep(coef, duals, i, start, stop):
     largest, most = coef.dtype.type(0), coef.dtype.type(127)
     for t in range(stop - start):
         largest = max(largest, abs(coef[t]))
-    usable = _LEAST_LARGEST < largest < np.inf
+    usable = LEAST_LARGEST < largest < np.inf
     duals.steps[i] = largest / most if usable else 0
     inverse = most / largest if usable else coef.dtype.type(0)
     for t in range(stop - start):

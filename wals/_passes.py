@@ -8,13 +8,11 @@ import numpy as np
 from numba import prange
 
 from ._compile import LINE, empty_lines, jit, jit_parallel, take, whole_lines
-from ._kernels import entries
+from ._kernels import LEAST_LARGEST, entries
 from ._linalg import copy_rows, dot, empty_panels, multiply, set_panels
 
 #: Rows that are added to a Gramian at once, and those that are rotated: a multiple of 6.
 _BLOCK, _ROTATED = 256, 96
-#: Rows whose largest number is less are rounded to 0.
-_LEAST_LARGEST = np.float32(1e-30)
 
 
 @jit
@@ -31,7 +29,7 @@ def encode_shard(first, last, V, scale, codes, steps):
             most_bits = max(most_bits, bits[c] & np.int32(0x7FFFFFFF))
         largest_bits[0] = most_bits
         steps[j] = largest[0] / most
-        inverse = most / largest[0] if largest[0] > _LEAST_LARGEST else np.float32(0)
+        inverse = most / largest[0] if largest[0] > LEAST_LARGEST else np.float32(0)
         for c in range(k):
             codes[j, c] = np.int32(np.rint(row[c] * inverse))
 

@@ -113,10 +113,11 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         - "auto": whatever lowers the loss soonest. It takes steps until the next one would lower
           the loss of an item by less than 1e-4 of it, from
           :math:`(w_0 V^T V + \lambda_i I)^{-1} \sum_j c_{ij} v_j`, which is the solution for
-          :math:`c_{ij} = w_{ij} a_{ij} - (w_{ij} - w_0) u_i \cdot v_j`: of these, kept in one byte
-          for every stored entry, the sweep before knows better ones than of u. Each iteration
-          starts from an extrapolation of V (Nesterov), which is given up when the loss rises. The
-          final loss is at most 1e-3 (relative) above that of "exact", and lower as a rule.
+          :math:`c_{ij} = w_{ij} a_{ij} - (w_{ij} - w_0) u_i \cdot v_j`. Those of the sweep before
+          are kept, in one byte for every stored entry: they change less than the factors do. Each
+          iteration starts from an extrapolation of V (Nesterov), which is given up when the loss
+          rises. The final loss is at most 1e-3 (relative) above that of "exact", and lower as a
+          rule.
 
         The last row sweep of `fit`, and all projections, are exact. With float32 data, "cg" and
         "auto" gather large fixed factors as 16-bit numbers, and "auto" as 8-bit numbers as long as
