@@ -20,11 +20,12 @@ from joblib import parallel_config
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
-from wals import WALS, _parallel
-from wals._parallel import effective_n_threads
+from wals import WALS
+from wals._core import parallel
+from wals._core.parallel import effective_n_threads
 
 # Let threads share even the small problems of these scenarios.
-_parallel._WORK_PER_THREAD = 1
+parallel._WORK_PER_THREAD = 1
 X = sp.random(300, 120, 0.1, format="csr", random_state=0, dtype=np.float32)
 
 

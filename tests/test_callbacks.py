@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from wals import WALS
+from wals._core.sweep import Side
 from wals.callbacks import EarlyStopping
 from wals.datasets import make_interactions
 from wals.metrics import ndcg_at_k, rmse
@@ -153,12 +154,9 @@ def test_model_of_an_iteration_is_that_of_a_shorter_fit(X, model, solver, unobse
 
 @with_callbacks
 def test_models_are_made_only_on_demand(X, model, monkeypatch):
-    import wals._wals
-
-    calls, real = [], wals._wals.sweep
-    monkeypatch.setattr(
-        wals._wals, "sweep", lambda *args, **kwargs: calls.append(None) or real(*args, **kwargs)
-    )
+    calls, real = [], Side.sweep
+    monkeypatch.setattr(Side, "sweep", lambda *a, **kw: calls.append(None) or real(*a, **kw))
+    model.set_params(init="random")
     model.set_callbacks(Quiet()).fit(X)
     assert len(calls) == 2 * 4 + 1
     calls.clear()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from wals import _linalg as linalg
-from wals._compile import empty_lines, whole_lines
+from wals._core import linalg
+from wals._core.compile import empty_lines, whole_lines
 
 DTYPES = [np.float32, np.float64]
 SIZES = [1, 3, 8, 13, 16, 17, 32, 65, 100]
@@ -145,9 +145,10 @@ def test_multiply(n, depth, dtype):
     count, B = 31, rng.normal(size=(depth, n)).astype(dtype)
     A = np.full((37, depth), np.nan, dtype=dtype)
     A[:36] = rng.normal(size=(36, depth))
-    panels = linalg.empty_panels(depth, n, A)
+    panels = linalg.empty_panels(depth, n, dtype)
     panels[:] = np.nan
     linalg.set_panels(np.pad(B, [(0, 0), (0, panels.shape[0] * panels.shape[2] - n)]), panels)
+    assert_array_equal(linalg.in_panels(B), panels)
     out = np.full((37, panels.shape[0] * panels.shape[2]), 7, dtype=dtype)
     linalg.multiply(A, count, panels, False, out)
     check = {"rtol": 0, "atol": tolerance(dtype) * depth}
@@ -160,7 +161,7 @@ def test_multiply(n, depth, dtype):
 @pytest.mark.parametrize("n", SIZES)
 def test_multiply_with_the_transpose(n, dtype):
     rng = np.random.default_rng(n)
-    panels = linalg.empty_panels(24, n, np.empty(0, dtype))
+    panels = linalg.empty_panels(24, n, dtype)
     width = panels.shape[0] * panels.shape[2]
     block = rng.normal(size=(24, width + 6)).astype(dtype)
     linalg.set_panels(block, panels)
@@ -177,9 +178,9 @@ def test_dot_is_summed_in_double_precision():
 
 FIT = """
 import numpy as np, scipy.sparse as sp
-import wals._sweep
+import wals._core.plan as plan
 from wals import WALS
-wals._sweep._PANEL_SIZE, wals._sweep._STRIP_SIZE = 300, 90  # the first row takes several
+plan._PANEL_SIZE, plan._STRIP_SIZE = 300, 90  # the first row takes several
 X = sp.random(9, 600, 0.4, format="csr", random_state=0)
 X[0] = 1.0
 for data in (X, X.T.tocsr(), X[:, :9]):

@@ -12,8 +12,10 @@ import scipy.sparse as sp
 import threadpoolctl
 from numpy.testing import assert_array_equal
 
-from wals import WALS, _parallel, _sweep
-from wals._parallel import even_shards, make_shards, parallel_section
+from wals import WALS
+from wals._core import parallel, sweep
+from wals._core.compile import SHARD, THREAD
+from wals._core.parallel import even_shards, make_shards, parallel_section
 
 SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
 
@@ -76,30 +78,32 @@ def test_interrupt_while_threads_are_restored(monkeypatch):
 
 
 def test_every_kernel_takes_the_shards_that_are_left(monkeypatch):
-    drivers = set()
+    kernels = set()
 
-    def run(driver, body, shards, *args):
-        taken = np.zeros(1, np.int64)
-        driver(2, taken, shards, *args)
+    def run(self, kernel, shards, *args):
+        taken = np.zeros(2, np.int64)
+        kernel(self.n_threads, taken, shards, *args)
         # Each thread ends when it finds that none is left.
-        assert taken[0] == len(shards) + 2
-        drivers.add(driver.__name__)
+        assert taken[SHARD] == len(shards) + self.n_threads
+        assert taken[THREAD] in (0, self.n_threads)
+        kernels.add(kernel.__name__)
 
-    monkeypatch.setattr(_parallel, "_run_in_parallel", run)
-    monkeypatch.setattr(_sweep, "_FEW", 0)  # else so few numbers would not be encoded
+    monkeypatch.setattr(parallel._Run, "__call__", run)
+    monkeypatch.setattr(parallel, "_WORK_PER_THREAD", 1)
+    monkeypatch.setattr(sweep, "_FEW", 0)  # else so few numbers would not be encoded
     X = sp.random(60, 50, 0.2, format="csr", random_state=0, dtype=np.float32)
     model = WALS(4, max_iter=3, tol=0, random_state=0).fit(X)
     model.inverse_transform(model.row_factors_, pattern=X)
-    assert drivers == {
+    assert kernels == {
         "solve",
-        "encode",
-        "gram",
-        "rotate",
-        "extrapolate",
-        "sampled_product",
-        "extra_weights",
-        "count_columns",
-        "transpose",
+        "_encode",
+        "_gram",
+        "_rotate",
+        "_extrapolate",
+        "_sampled_product",
+        "_extra_weights",
+        "_count_columns",
+        "_transpose",
     }
 
 

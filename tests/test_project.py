@@ -54,7 +54,7 @@ def test_public_names_are_documented(name):
 
 def test_import_compiles_nothing():
     code = (
-        "import wals, wals._kernels as k, wals._passes as p\n"
+        "import wals, wals._core.kernels as k, wals._core.passes as p\n"
         "kernels = (vars(k) | vars(p)).values()\n"
         "assert not any(f.signatures for f in kernels if hasattr(f, 'signatures'))\n"
         "import numba.np.ufunc.parallel as p\n"

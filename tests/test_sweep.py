@@ -1,28 +1,38 @@
 """Sweeps below the estimator: transposition, codes, plans, paths and momentum."""
 
+import copy
+
+import numba
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import WALS
-from wals import _kernels as kernels
-from wals import _passes as passes
-from wals import _sweep as sweeps
-from wals._parallel import effective_n_threads
+from wals._alternate import Momentum
+from wals._core import kernels, passes
+from wals._core.parallel import effective_n_threads, parallel_section
+from wals._core.plan import make_plan
+from wals._core.sweep import Objective, Side
 
-OBJECTIVE = sweeps.Objective(0.05, 1.5, 0.1, 0.0, False)
+OBJECTIVE = Objective(0.05, 1.5, 0.1, 0.0, False)
 
 
 def random_csr(n, m, density, dtype=np.float64, seed=0):
     return sp.random_array((n, m), density=density, format="csr", rng=seed, dtype=dtype)
 
 
-def with_path(side, path):
-    """Return the same items, all to be solved by one path."""
+def make_side(X, V, objective=OBJECTIVE, solver="exact", weights=1.0, other_weights=1.0):
+    """Return the rows of X, to be solved against V by one thread."""
+    weights, other_weights = np.full(X.shape[0], weights), np.full(X.shape[1], other_weights)
+    return Side(X, weights, other_weights, objective, V.shape[1], solver, n_threads=1)
+
+
+def set_path(side, path):
+    """Let all items be solved by one path."""
     paths = np.full(len(side.weights), path, dtype=np.uint8)
     paths.flags.writeable = False
-    return side._replace(plan=side.plan._replace(paths=paths))
+    side.plan = side.plan._replace(paths=paths)
 
 
 # --------------------------------------------------------------------------------- transposition
@@ -34,7 +44,7 @@ def with_path(side, path):
 def test_transpose(shape, index_dtype, n_threads):
     X = random_csr(*shape, density=0.3, dtype=np.float32)
     X.indices, X.indptr = X.indices.astype(index_dtype), X.indptr.astype(index_dtype)
-    actual, expected = sweeps.transpose(X, n_threads=n_threads), X.T.tocsr()
+    actual, expected = passes.transpose(X, n_threads=n_threads), X.T.tocsr()
     assert actual.shape == expected.shape
     assert actual.indices.dtype == actual.indptr.dtype == np.int32
     for name in ("data", "indices", "indptr"):
@@ -53,7 +63,8 @@ def test_codes_are_close_to_each_row(k, width, spread, code, steps_to_largest):
     V[3], V[4] = 0, 1e-40
     scale = rng.uniform(0.1, 10, size=k)
     codes, steps = np.zeros((50, width), code), np.empty(50, np.float32)
-    passes.encode_shard(0, 50, V, scale, codes, steps)
+    with parallel_section(1, 1) as run:
+        passes.encode(V, scale, codes, steps, run)
     exact, panel = V * scale, np.full((57, width), 7, np.float32)
     kernels._gather_rows(0, 50, np.arange(50), codes, steps, panel)
     assert_allclose(panel[:50], steps[:, None] * codes, rtol=1e-6)
@@ -68,18 +79,6 @@ def test_codes_are_close_to_each_row(k, width, spread, code, steps_to_largest):
 # ------------------------------------------------------------------------------- plans and paths
 
 
-def solve(X, V, objective, path=None, solver="exact"):
-    n, m = X.shape
-    side = sweeps.make_side(
-        X, np.ones(n), np.ones(m), None, objective, V.shape[1], solver, n_threads=1
-    )
-    if path is not None:
-        side = with_path(side, path)
-    U = np.zeros((n, V.shape[1]), dtype=V.dtype)
-    swept = sweeps.sweep(side, U, V, objective, n_threads=1)
-    return U, swept.loss
-
-
 @pytest.mark.parametrize("path", [kernels.DUAL, kernels.PRIMAL, kernels.CG])
 @pytest.mark.parametrize("w0", [1e-3, 0.05, 1.0])
 @pytest.mark.parametrize("dtype, tol", [(np.float32, 2e-6), (np.float64, 1e-13)])
@@ -88,7 +87,9 @@ def test_every_path_is_exact(dtype, tol, w0, path):
     objective = OBJECTIVE._replace(unobserved_weight=w0)
     X = random_csr(30, 90, density=0.1, dtype=dtype)
     V = rng.normal(size=(90, 20)).astype(dtype)
-    U, loss = solve(X, V, objective, path)
+    side = make_side(X, V, objective)
+    set_path(side, path)
+    loss = side.sweep(V).loss
     A, stored = X.toarray().astype(np.float64), X.toarray() != 0
     W, V = w0 + 1.5 * stored, V.astype(np.float64)
     expected = np.array(
@@ -97,7 +98,7 @@ def test_every_path_is_exact(dtype, tol, w0, path):
             for w, a in zip(W, A, strict=True)
         ]
     )
-    assert_allclose(U, expected, rtol=0, atol=tol * np.abs(expected).max())
+    assert_allclose(side.factors, expected, rtol=0, atol=tol * np.abs(expected).max())
     value = np.sum(W * (A - expected @ V.T) ** 2) + 0.1 * np.sum(expected**2)
     assert_allclose(loss, value, rtol=max(tol, 1e-13))
 
@@ -114,7 +115,7 @@ def test_plans(k):
         (0.0, "exact", {kernels.DUAL, kernels.PRIMAL}),
     ]:
         ratio = np.full(200, w0)
-        plan, shards, work = sweeps.make_plan(X.indptr, ratio, k, solver)
+        plan, shards, work = make_plan(X.indptr, ratio, k, solver)
         assert set(plan.paths) <= allowed
         assert (lengths[plan.paths == kernels.DUAL] <= min(k, plan.chunk)).all()
         assert plan.chunk % 8 == 0
@@ -136,15 +137,19 @@ def test_duals_restore_the_solution_in_any_coordinates(dtype, tol, kept):
     X = sp.csr_array(random_csr(60, 90, density=0.3, dtype=dtype).multiply(present[:, None]))
     V, turn = rng.normal(size=(90, 20)).astype(dtype), np.linalg.qr(rng.normal(size=(20, 20)))[0]
     R, C = rng.uniform(0.5, 2, size=60), rng.uniform(0.5, 2, size=90)
-    side = sweeps.make_side(X, R, C, None, objective, 20, "auto", n_threads=1)
-    plan = with_path(side, kernels.CG).plan._replace(max_steps=40, tol=0.0)
+    side = make_side(X, V, objective, "auto", R, C)
+    set_path(side, kernels.CG)
+    side.plan = side.plan._replace(max_steps=40, tol=0.0)
     if not kept:  # panels of less than an item has
-        plan = plan._replace(chunk=16, strip=8)
-    U, restored = np.full((2, 60, 20), np.nan, dtype)
-    loss = sweeps.sweep(side._replace(plan=plan), U, V, objective, n_threads=1).loss
-    side = side._replace(plan=plan._replace(max_steps=0))
-    turned, start = (V @ turn).astype(dtype), kernels.DUALS
-    again = sweeps.sweep(side, restored, turned, objective, start=start, n_threads=1).loss
+        side.plan = side.plan._replace(chunk=16, strip=8)
+    side.factors[:] = np.nan
+    loss = side.sweep(V).loss
+    U = side.factors.copy()
+    side.plan = side.plan._replace(max_steps=0)
+    side.factors[:] = np.nan
+    assert side.start == kernels.DUALS
+    again = side.sweep((V @ turn).astype(dtype)).loss
+    restored = side.factors
 
     A, V, U = X.toarray().astype(np.float64), V.astype(np.float64), U.astype(np.float64)
     E = objective.observed_weight * np.outer(R, C) * (A != 0)
@@ -163,13 +168,15 @@ def test_duals_are_close(dtype):
     coef = rng.normal(size=(4, 50)).astype(dtype)
     coef[1], coef[2, 3], coef[3] = 0, np.inf, 1e-38
     duals = kernels.Duals(np.full(210, 5, np.int8), np.full(4, np.nan, dtype))
+    # Compiled once more, since they cannot be called from Python.
+    keep, recall = (numba.njit(f.py_func) for f in (kernels._keep, kernels._recall))
     for i in range(4):
-        kernels._keep(coef[i], duals, i, 50 * i, 50 * i + 50)
+        keep(coef[i], duals, i, 50 * i, 50 * i + 50)
     assert np.abs(duals.codes[:50]).max() == 127
     assert not duals.codes[50:200].any()
     assert_array_equal(duals.codes[200:], 5)
     out = np.full(57, 7, dtype)
-    kernels._recall(duals, 0, 0, 50, out)
+    recall(duals, 0, 0, 50, out)
     assert np.abs(out[:50] - coef[0]).max() <= np.abs(coef[0]).max() / 253
     assert_array_equal(out[50:56], 0)
     assert out[56] == 7
@@ -181,24 +188,21 @@ def test_duals_are_a_better_start_than_factors(w0):
     rng = np.random.default_rng(0)
     objective = OBJECTIVE._replace(unobserved_weight=w0)
     X, k = random_csr(300, 200, density=0.1), 30
-    sides = [
-        sweeps.make_side(A, np.ones(n), np.ones(m), None, objective, k, "auto", n_threads=1)
-        for A, n, m in [(X, 300, 200), (X.T.tocsr(), 200, 300)]
-    ]
-    rows, cols = (with_path(side, kernels.CG) for side in sides)
     U, V, frame = np.empty((300, k)), rng.normal(size=(200, k)), np.eye(k)
-    start = kernels.ZERO
+    rows, cols = (make_side(A, V, objective, "auto") for A in (X, X.T.tocsr()))
+    rows.factors, cols.factors = U, V
+    for side in (rows, cols):
+        set_path(side, kernels.CG)
     for _ in range(3):
-        for side, factors, fixed in [(rows, U, V), (cols, V, U)]:
-            sweeps.sweep(side, factors, fixed, objective, start=start, frame=frame, n_threads=1)
-        start = kernels.DUALS
+        for side, fixed in [(rows, V), (cols, U)]:
+            side.sweep(fixed, frame=frame)
 
     def loss(start, max_steps=1):
-        side = rows._replace(
-            plan=rows.plan._replace(max_steps=max_steps, tol=0.0),
-            duals=kernels.Duals(*(array.copy() for array in rows.duals)),
-        )
-        return sweeps.sweep(side, U.copy(), V, objective, start=start, n_threads=1).loss
+        side = copy.copy(rows)
+        side.plan = rows.plan._replace(max_steps=max_steps, tol=0.0)
+        side.duals = kernels.Duals(*(array.copy() for array in rows.duals))
+        side.factors, side.start = U.copy(), start
+        return side.sweep(V).loss
 
     least = loss(kernels.ZERO, max_steps=40)
     from_duals, from_factors, from_zero = map(loss, (kernels.DUALS, kernels.FACTORS, kernels.ZERO))
@@ -213,7 +217,7 @@ def test_momentum_in_turning_coordinates():
     """The sequence is that of Nesterov, whatever rotations the sweeps leave V in."""
     rng = np.random.default_rng(0)
     solutions, losses = rng.normal(size=(5, 30, 6)), [5.0, 4.0, 3.0, 3.5, 2.0]
-    momentum, theta, previous = sweeps.Momentum(), 1.0, None
+    momentum, theta, previous = Momentum(), 1.0, None
     for t, (solution, loss) in enumerate(zip(solutions, losses, strict=True)):
         frame = np.linalg.qr(rng.normal(size=(6, 6)))[0]
         V = solution @ frame

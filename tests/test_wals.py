@@ -13,7 +13,8 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
 from wals import WALS
-from wals import _kernels as kernels
+from wals._core import kernels
+from wals._core.sweep import Side
 from wals.datasets import load_msweb
 from wals.weights import power_law
 
@@ -188,8 +189,8 @@ def test_few_rows_and_columns_with_more_components(shape, solver, dtype):
 @pytest.mark.parametrize("n_items", [600, 1500])
 @pytest.mark.parametrize("w0", [0.0, 0.1])
 def test_heavy_rows_are_gathered_in_chunks(n_items, w0, monkeypatch):
-    monkeypatch.setattr("wals._sweep._PANEL_SIZE", 7 * 100)
-    monkeypatch.setattr("wals._sweep._STRIP_SIZE", 7 * 40)
+    monkeypatch.setattr("wals._core.plan._PANEL_SIZE", 7 * 100)
+    monkeypatch.setattr("wals._core.plan._STRIP_SIZE", 7 * 40)
     X = random_csr(20, n_items, density=0.9)
     model = make(7, unobserved_weight=w0, max_iter=0, random_state=0).fit(X)
     V = model.col_factors_
@@ -545,9 +546,7 @@ def interrupt(counts):
 
 @pytest.mark.parametrize("sweeps", [1, 2, 5])
 def test_interrupted_fit_leaves_the_estimator_as_it_was(X, model, monkeypatch, sweeps):
-    import wals._wals
-
-    calls, real = [], wals._wals.sweep
+    calls, real = [], Side.sweep
 
     def interrupted(*args, **kwargs):
         calls.append(None)
@@ -557,7 +556,7 @@ def test_interrupted_fit_leaves_the_estimator_as_it_was(X, model, monkeypatch, s
 
     fitted = clone(model).fit(X)
     before = clone(model).fit(X)
-    monkeypatch.setattr(wals._wals, "sweep", interrupted)
+    monkeypatch.setattr(Side, "sweep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         model.fit(X)
     assert vars(model) == vars(clone(model))

@@ -4,6 +4,8 @@ import copy
 
 import sklearn
 
+from ._fitted import FittedSide, set_side
+
 try:
     from sklearn.callback import CallbackSupportMixin
 except ImportError:  # before 1.9
@@ -74,12 +76,16 @@ class FitTasks:
 
     Attributes
     ----------
-    kept : tuple or None
+    kept : State or None
         Where the fit stood at the iteration to end with, if an observer wants one.
+    cols : Side
+        The columns; to be set before the first iteration ends.
+    attributes_of : callable
+        Likewise: returns the fitted attributes of where the fit stands, a `State`.
     """
 
     def __init__(self, estimator, X, y, row_weights):
-        self.kept = self.root = None
+        self.kept = self.root = self.cols = self.attributes_of = None
         callbacks = getattr(estimator, "_skl_callbacks", ())
         if not callbacks:
             return
@@ -95,21 +101,19 @@ class FitTasks:
             self.iteration = self.root.subcontext(task_name=ITERATION)
             self.iteration.call_on_fit_task_begin(**self.about)
 
-    def end_iteration(self, iterate):
+    def end_iteration(self, snapshot):
         """Return whether to stop, given a function that returns where the fit stands."""
         if self.root is None:
             return False
         estimator = self.about["estimator"]
         if self.observers:
-            here = iterate()
-            _, cols, V, _ = here
-            model = copy.copy(estimator)
-            vars(model).update(components_=V.T, col_weights_=cols.weights)
+            state, model = snapshot(), copy.copy(estimator)
+            set_side(model, 1, FittedSide(state.V, self.cols.weights, self.cols.mass))
             # Not any(): each is to observe each iteration.
             if any([callback.observe(estimator, model) for callback in self.observers]):
-                self.kept = here
+                self.kept = state
         return self.iteration.call_on_fit_task_end(
-            **self.about, reconstruction_attributes=lambda: estimator._finish(*iterate())
+            **self.about, reconstruction_attributes=lambda: self.attributes_of(snapshot())
         )
 
     def end(self):

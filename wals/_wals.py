@@ -1,4 +1,7 @@
-"""The estimator: parameters, validation and fitted attributes. The work is done in `_sweep`."""
+"""The estimator: parameters, validation and fitted attributes.
+
+The loop of a fit is in `_alternate`, the numbers are in `_core`.
+"""
 
 import warnings
 from contextlib import contextmanager
@@ -18,21 +21,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._alternate import State, alternate, finish, rwse, warn_singular
 from ._callback_support import CallbackSupportMixin, FitTasks
-from ._kernels import DUALS, FACTORS, ZERO
-from ._parallel import effective_n_threads
-from ._progress import Progress, rwse, warn_singular
-from ._sweep import (
-    ROUGH_UNTIL,
-    Momentum,
-    Objective,
-    make_side,
-    rotate_back,
-    sampled_product,
-    spectral_start,
-    sweep,
-    transpose,
-)
+from ._core.kernels import FACTORS
+from ._core.parallel import effective_n_threads
+from ._core.passes import sampled_product, transpose
+from ._core.start import spectral_start
+from ._core.sweep import Objective, make_sides
+from ._fitted import as_side, get_side, store
 from ._validation import as_csr, check_axis, check_entry_weights, check_indices, check_weights
 
 _DTYPES = [np.float64, np.float32]
@@ -380,62 +376,35 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
         tasks = FitTasks(self, X, y, row_weights)
-        X = validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C")
-        X = as_csr(X)
-        objective, n_threads = self._objective(), effective_n_threads(self.n_jobs)
+        X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
-        Xt, Et = transpose(X, n_threads=n_threads), None
-        if E is not None:
-            E_like_X = sp.csr_array((E, X.indices, X.indptr), X.shape)
-            Et = transpose(E_like_X, n_threads=n_threads).data
         C = self._check_col_weights(X)
-        U, V, resumed = self._start(*X.shape, X.dtype)
-
-        settings = (objective, self.n_components, self.solver, n_threads)
-        rows = make_side(X, R, C, E, *settings)
-        cols = make_side(Xt, C, R, Et, *settings)
-        if not resumed and isinstance(self.init, str) and self.init == "svd":
-            V = spectral_start(rows, cols, V, n_threads=n_threads)
-        progress = Progress(rows.mass.sum(), objective.penalty(V, cols.mass), self.verbose)
-        frame = np.eye(self.n_components)
-        momentum = Momentum() if self.solver == "auto" else None
-        options = {"frame": frame, "n_threads": n_threads}
-        may_be_rough = self.solver == "auto" and self.unobserved_weight > 0
-
-        def iterate():
-            """Return where the fit stands, with V in its own coordinates."""
-            now = V.copy()
-            rotate_back(now, frame, n_threads)
-            return rows, cols, now, progress.copy()
-
-        rows_start, cols_start = FACTORS if resumed else ZERO, FACTORS
-        converged, stopped = self.tol == 0, False
-        n_iter = 0
-        while n_iter < self.max_iter and not stopped:
-            tasks.begin_iteration()
-            if momentum and n_iter > 0:
-                momentum.extrapolate(V, frame, progress.losses[-1], n_threads)
-                progress.penalties["columns"] = objective.penalty(V, cols.mass)
-            n_iter += 1
-            options["rough"] = may_be_rough and progress.relative_decrease() > ROUGH_UNTIL
-            swept = sweep(rows, U, V, objective, start=rows_start, **options)
-            progress.add("rows", swept, n_iter)
-            swept = sweep(cols, V, U, objective, start=cols_start, **options)
-            rows_start = cols_start = DUALS if self.solver == "auto" else FACTORS
-            progress.add("columns", swept, n_iter)
-            stopped = tasks.end_iteration(iterate)
-            if self.tol > 0 and progress.relative_decrease() < self.tol:
-                converged = stopped = True
+        U, V, drawn = self._start(*X.shape, X.dtype)
+        n_threads = effective_n_threads(self.n_jobs)
+        settings = self._objective(), self.n_components, self.solver, n_threads
+        rows, cols = make_sides(X, (R, C), E, *settings)
+        if U is not None:
+            rows.factors, rows.start = U, FACTORS
+        elif drawn and self.init == "svd":
+            V = spectral_start(rows, cols, V)
+        cols.factors, cols.start = V, FACTORS
+        state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
+        tasks.cols = cols
+        tasks.attributes_of = lambda state: self._attributes(rows, cols, state)
+        auto, stopping = self.solver == "auto", {"max_iter": self.max_iter, "tol": self.tol}
+        ended = alternate(
+            rows, cols, state, auto=auto, n_threads=n_threads, tasks=tasks, **stopping
+        )
+        n_iter = state.n_iter
         if tasks.kept is None:
-            rotate_back(V, frame, n_threads)
+            state.settle(n_threads)
         else:
-            _, _, V, progress = tasks.kept
-            progress.verbose = self.verbose
-        fitted = self._finish(rows, cols, V, progress, U)
-
-        warn_singular(progress.n_singular.values(), X.shape)
-        if not (converged or stopped):
+            state = tasks.kept
+            state.verbose = self.verbose
+        fitted = self._attributes(rows, cols, state)
+        warn_singular(state.n_singular.values(), X.shape)
+        if not ended:
             warnings.warn(
                 f"tol={self.tol} was not reached in {n_iter} iterations: increase max_iter or tol.",
                 ConvergenceWarning,
@@ -444,25 +413,21 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         vars(self).update(fitted)
         tasks.end()
 
-    def _finish(self, rows, cols, V, progress, U=None):
-        """Sweep the rows exactly with the final V, and return the fitted attributes."""
-        U = np.zeros((len(rows.weights), V.shape[1]), V.dtype) if U is None else U
-        n_iter, n_threads = len(progress.losses) // 2, effective_n_threads(self.n_jobs)
-        exact = rows.replan(self.n_components, "exact")
-        progress.add("rows", sweep(exact, U, V, self._objective(), n_threads=n_threads), n_iter)
+    def _attributes(self, rows, cols, state):
+        """Sweep the rows a last time, and return the fitted attributes."""
         return {
-            "components_": V.T,
-            "row_factors_": U,
+            "row_factors_": finish(rows, state),
+            "components_": state.V.T,
             "row_weights_": rows.weights,
             "col_weights_": cols.weights,
             "_row_mass": rows.mass,
             "_col_mass": cols.mass,
-            "loss_curve_": np.array(progress.losses),
-            "rwse_curve_": np.array(progress.rwses),
-            "seconds_": np.array(progress.seconds),
-            "loss_": progress.losses[-1],
-            "rwse_": progress.rwses[-1],
-            "n_iter_": n_iter,
+            "loss_curve_": np.array(state.losses),
+            "rwse_curve_": np.array(state.rwses),
+            "seconds_": np.array(state.seconds),
+            "loss_": state.losses[-1],
+            "rwse_": state.rwses[-1],
+            "n_iter_": state.n_iter,
         }
 
     def partial_fit(self, X, y=None, *, indices=None, axis=0, weights=None):
@@ -516,21 +481,14 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
         X = self._check_items(X, axis)
-        known = len(self._factors(axis))
-        indices = check_indices(indices, X.shape[0], known, axis)
+        known = get_side(self, axis).weights
+        indices = check_indices(indices, X.shape[0], len(known), axis)
         if weights is None:
             weights = np.ones(X.shape[0])
-            old = indices < known
-            weights[old] = self._weights(axis)[indices[old]]
-        factors, side, _ = self._project(X, axis, weights)
-        # New items add their stored entries to the weight of the other side.
-        new = indices >= known
-        added = self._side(X[new].T.tocsr(), self._weights(1 - axis), side.weights[new])
-        self._grow(axis, indices.max(initial=-1) + 1)
-        self._factors(axis)[indices] = factors
-        self._weights(axis)[indices] = side.weights
-        self._mass(axis)[indices] = side.mass
-        self._mass(1 - axis)[:] += added.mass - self.unobserved_weight * np.count_nonzero(new)
+            old = indices < len(known)
+            weights[old] = known[indices[old]]
+        side, _ = self._project(X, axis, weights)
+        store(self, axis, indices, X, side)
         for name in ("loss_", "rwse_", "loss_curve_", "rwse_curve_", "seconds_"):
             vars(self).pop(name, None)
 
@@ -542,10 +500,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             )
         X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
         self.col_weights_ = self._check_col_weights(X)
-        self.row_weights_ = np.empty(0)
-        self.row_factors_, V, _ = self._start(0, X.shape[1], X.dtype)
-        self.components_ = V.T
-        self._row_mass, self._col_mass = np.empty(0), np.zeros(X.shape[1])
+        _, V, _ = self._start(0, X.shape[1], X.dtype)
+        self.components_, self.row_factors_ = V.T, np.zeros((0, V.shape[1]), X.dtype)
+        self.row_weights_, self._row_mass, self._col_mass = *np.empty((2, 0)), np.zeros(X.shape[1])
         self.n_iter_ = 0
 
     # --------------------------------------------------------------------------------- using a fit
@@ -573,7 +530,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_is_fitted(self)
         check_axis(axis)
         items = self._check_items(X, axis)
-        factors, _, _ = self._project(items, axis, weights)
+        factors = self._project(items, axis, weights)[0].factors
         if axis == 0 or not hasattr(X, "iloc"):
             return factors
         # set_output would index the factors of the columns by the rows of X.
@@ -653,10 +610,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_is_fitted(self)
         check_axis(axis)
         X = self._check_items(X, axis)
-        _, side, swept = self._project(X, axis, weights)
+        side, swept = self._project(X, axis, weights)
         data_loss = max(swept.loss - swept.penalty, 0.0)
-        other = 1 - axis
-        penalty = swept.penalty + self._objective().penalty(self._factors(other), self._mass(other))
+        fixed = get_side(self, 1 - axis)
+        penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
         sum_weights = float(side.mass.sum())
         return {
             "loss": data_loss + penalty,
@@ -678,23 +635,32 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         )
 
     def _start(self, n, m, dtype):
-        """Return the factors to start from, and whether those of the rows mean anything."""
-        k = self.n_components
+        """Return what to start from, and how it was found.
+
+        Returns
+        -------
+        U : ndarray of shape (n, k) or None
+            The factors of the rows, if those of the last fit may serve.
+        V : ndarray of shape (m, k)
+        drawn : bool
+            Whether V is random.
+        """
+        k, drawn = self.n_components, False
         resumed = self.warm_start and self.__sklearn_is_fitted__()
         if resumed:
             V = self.col_factors_.astype(dtype, order="C")
             source = "warm_start=True: the previous fit"
         elif isinstance(self.init, str):
             random = check_random_state(self.random_state)
-            V = (random.uniform(size=(m, k)) / np.sqrt(k)).astype(dtype, copy=False)
+            V, drawn = (random.uniform(size=(m, k)) / np.sqrt(k)).astype(dtype, copy=False), True
         else:
             V = check_array(self.init, dtype=dtype, order="C", copy=True, input_name="init")
             source = "init"
         if V.shape != (m, k):
             raise ValueError(f"{source} has factors of shape {V.shape}, but {(m, k)} is needed.")
         if resumed and self.row_factors_.shape == (n, k):
-            return self.row_factors_.astype(dtype, order="C"), V, True
-        return np.zeros((n, k), dtype=dtype), V, False
+            return self.row_factors_.astype(dtype, order="C"), V, drawn
+        return None, V, drawn
 
     def _check_col_weights(self, X):
         if callable(self.col_weights):
@@ -716,52 +682,13 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
     def _project(self, X, axis, weights):
-        """Solve the rows of X exactly; return their factors, the side and what the sweep told."""
+        """Solve the rows of X exactly, and return them as a side, and what the sweep told."""
         self._validate_params()
-        weights = check_weights(weights, X.shape[0], "weights")
-        fixed = self._factors(1 - axis)
-        factors = np.zeros((X.shape[0], fixed.shape[1]), dtype=X.dtype)
-        side = self._side(X, weights, self._weights(1 - axis))
-        n_threads = effective_n_threads(self.n_jobs)
-        swept = sweep(side, factors, fixed, self._objective(), n_threads=n_threads)
+        side = as_side(self, X, axis, check_weights(weights, X.shape[0], "weights"))
+        swept = side.sweep(get_side(self, 1 - axis).factors)
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         warn_singular(n_singular, (X.shape[0],) * 2)
-        return factors, side, swept
-
-    def _side(self, X, weights, other_weights):
-        """Return the rows of X, with these weights, to be solved exactly."""
-        k, n_threads = self.components_.shape[0], effective_n_threads(self.n_jobs)
-        return make_side(X, weights, other_weights, None, self._objective(), k, "exact", n_threads)
-
-    def _factors(self, axis):
-        return self.row_factors_ if axis == 0 else self.col_factors_
-
-    def _weights(self, axis):
-        return self.row_weights_ if axis == 0 else self.col_weights_
-
-    def _mass(self, axis):
-        """Return sum_j w_ij of the rows, or sum_i w_ij of the columns."""
-        return self._row_mass if axis == 0 else self._col_mass
-
-    def _grow(self, axis, size):
-        """Make room for `size` rows, or columns, in arrays that can be written to."""
-        factors, weights, mass = self._factors(axis), self._weights(axis), self._mass(axis)
-        w0, missing = float(self.unobserved_weight), max(0, size - len(factors))
-        if missing or not all(a.flags.writeable for a in (factors, weights, mass)):
-            n_other = len(self._factors(1 - axis))
-            factors = np.pad(factors, [(0, missing), (0, 0)])
-            weights = np.pad(weights, (0, missing), constant_values=1.0)
-            mass = np.pad(mass, (0, missing), constant_values=w0 * n_other)
-        other_mass = self._mass(1 - axis) + w0 * missing
-        if axis == 0:
-            self.row_factors_, self.row_weights_ = factors, weights
-            self._row_mass, self._col_mass = mass, other_mass
-        else:
-            self.components_, self.col_weights_ = factors.T, weights
-            self._row_mass, self._col_mass = other_mass, mass
-            self.n_features_in_ = len(factors)
-            if missing:
-                vars(self).pop("feature_names_in_", None)
+        return side, swept
 
 
 @contextmanager

@@ -211,7 +211,7 @@ class EarlyStopping(Observer):
     def _score(self, model):
         # Not transform: the fit may know the columns by name.
         fold_in = self._fold_in.astype(model.components_.dtype, copy=False)
-        factors, _, _ = model._project(fold_in, 0, None)
+        factors = model._project(fold_in, 0, None)[0].factors
         if self._name in _PREDICTION:
             predicted = model.inverse_transform(factors, pattern=self._held_out)
             return -_PREDICTION[self._name](self._held_out, predicted)

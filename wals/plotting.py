@@ -7,6 +7,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils.extmath import svd_flip
 from sklearn.utils.validation import check_is_fitted
 
+from ._fitted import get_side
 from ._validation import check_axis
 
 __all__ = ["EmbeddingDisplay", "LossCurveDisplay"]
@@ -234,8 +235,8 @@ class EmbeddingDisplay:
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(estimator)
         check_axis(axis)
-        factors = estimator._factors(axis)
-        items = _check_items(items, estimator._mass(axis))
+        factors, _, mass = get_side(estimator, axis)
+        items = _check_items(items, mass)
         if titles is not None:
             titles = np.asarray(titles, dtype=object)
             if titles.shape != (len(factors),):

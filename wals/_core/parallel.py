@@ -3,7 +3,7 @@
 Numba's workqueue layer aborts the process if two Python threads enter parallel kernels at once,
 and its OpenMP layer kills a process that was forked after a parallel kernel ran. So all parallel
 work of this package goes through `parallel_section`: one at a time, with BLAS on one thread, and
-shard by shard on the calling thread in a process that was forked from one that had started Numba's
+on the calling thread alone in a process that was forked from one that had started Numba's
 threads. Elsewhere, long vectors are not left to BLAS: a thread that a product of two wakes spins
 for a tenth of a second, on a core that the next kernel needs.
 """
@@ -62,12 +62,10 @@ def effective_n_threads(n_jobs):
 def parallel_section(n_threads, work):
     """Hold the right to run kernels on up to n_threads, if worth it for `work` nanoseconds.
 
-    Yields `run`, which runs one.
-
-    ``run(driver, body, shards, *args)`` equals ``body(first, last, *args)`` for all shards, which
-    is what ``driver(n_threads, taken, shards, *args)`` does. Each thread takes the next shard as
-    soon as it is done with one, and counts it in taken[0]. So costs are no more than estimates,
-    and a thread that starts late or shares its core has fewer shards.
+    Yields `run`: ``run(kernel, shards, *args)`` calls a kernel for all shards, see
+    `compile.kernel`, in ``run.n_threads`` threads. Each thread takes the next shard as soon as it
+    is done with one. So costs are no more than estimates, and a thread that starts late or shares
+    its core has fewer shards.
     """
     global _blas_limits
     with _lock:
@@ -78,11 +76,9 @@ def parallel_section(n_threads, work):
         try:
             for library in blas:
                 library.set_num_threads(1)
-            if _fork_unsafe:
-                yield _run_serially
-            else:
+            if not _fork_unsafe:
                 numba.set_num_threads(min(n_threads, 1 + int(work / _WORK_PER_THREAD)))
-                yield _run_in_parallel
+            yield _Run()
         finally:
             try:
                 _restore(limits, before)
@@ -107,13 +103,14 @@ def _restore(limits, n_threads):
         numba.set_num_threads(n_threads)
 
 
-def _run_in_parallel(driver, body, shards, *args):
-    driver(numba.get_num_threads(), np.zeros(1, np.int64), shards, *args)
+class _Run:
+    def __init__(self):
+        serial = _fork_unsafe or numba.config.DISABLE_JIT
+        self.n_threads = 1 if serial else numba.get_num_threads()
 
-
-def _run_serially(driver, body, shards, *args):
-    for first, last in shards:
-        body(first, last, *args)
+    def __call__(self, kernel, shards, *args):
+        taken = np.zeros(2, np.int64)
+        kernel(self.n_threads, taken, shards, *args)
 
 
 def make_shards(costs):

@@ -22,15 +22,17 @@ starts from the c of the sweep before, and no factors are rotated for it to star
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
-from ._compile import (
+from .compile import (
+    SHARD,
+    THREAD,
     empty_lines,
     fill,
+    in_threads,
     jit,
     jit_inline,
     jit_item,
-    jit_parallel,
+    kernel,
     lanes,
     lanes_of_line,
     load,
@@ -38,11 +40,12 @@ from ._compile import (
     prefetch,
     store,
     take,
+    this_call,
     total,
     whole_lines,
     widen,
 )
-from ._linalg import (
+from .linalg import (
     add_combination,
     add_gram,
     add_normal_product,
@@ -119,13 +122,14 @@ class Plan(NamedTuple):
     paths: np.ndarray  # (n,) DUAL, PRIMAL or CG, uint8
     chunk: int  # an item with no more stored entries is gathered only once; a multiple of 8
     strip: int  # as many entries the nearest cache holds, while CG uses them; a multiple of 8
+    largest: int  # stored entries of the item that has most
     exact: bool  # whether CG solves to working precision, and how many steps it takes at most,
     max_steps: int  # to do so, or at all;
     tol: float  # else, it stops when a step lowers the objective by no more than this part
 
 
-class _Work(NamedTuple):
-    """Scratch of one shard; T is the precision of the data.
+class Work(NamedTuple):
+    """Scratch of one thread; T is the precision of the data.
 
     Here k stands for whole_lines(k); what this adds are coordinates in which x = 0 and D = 1. A
     padded chunk, or largest item, has 16 more entries: panels are read eight rows at a time, see
@@ -155,11 +159,50 @@ class _Work(NamedTuple):
     exact_r: np.ndarray  # (k,) float64
 
 
+class Scratch(NamedTuple):
+    """The memory of `Work` for all threads, which share no cache line, nor two that are adjacent.
+
+    Here k stands for whole_lines(k), too.
+    """
+
+    panel: np.ndarray  # (threads, padded chunk, k)
+    entries: np.ndarray  # (threads, 4, padded chunk) extra, target, root
+    coefs: np.ndarray  # (threads, 3, padded size) coef, duals
+    products: np.ndarray  # (threads, 2, padded chunk) float64
+    four: np.ndarray  # (threads, 8, k)
+    system: np.ndarray  # (threads, k, k)
+    vectors: np.ndarray  # (threads, 14, k) pivots to y
+    exact: np.ndarray  # (threads, 4, k) float64
+
+
+def empty_scratch(plan, k, dtype, n_threads):
+    """Return scratch for so many threads; what is not set by an item itself is 0, or 1."""
+    room, most = plan.chunk + 16, max(plan.chunk, plan.largest) + 16
+    width = whole_lines(k, np.empty(0, dtype))
+
+    def empty(*shape, dtype=dtype):
+        return empty_lines((n_threads, *shape), dtype)
+
+    scratch = Scratch(
+        panel=empty(room, width),
+        entries=empty(4, room),
+        coefs=empty(3, most),
+        products=empty(2, room, dtype=np.float64),
+        four=empty(8, width),
+        system=empty(width, width),
+        vectors=empty(14, width),
+        exact=empty(4, width, dtype=np.float64),
+    )
+    scratch.coefs[:, 1] = scratch.vectors[:] = scratch.exact[:] = 0
+    scratch.vectors[:, 3:5] = 1
+    return scratch
+
+
 # ------------------------------------------------------------------------------------- one item
 
 
 @jit_item
-def _set_entries(
+def set_entries(
     data, indices, entry_weights, weight, other_weights, implicit, start, stop, extra, target
 ):
     """Set e_j and a_j of the stored entries start:stop, which are of an item of this weight."""
@@ -176,26 +219,6 @@ def _set_entries(
         for t in range(stop - start):
             extra[t] *= abs(target[t])
             target[t] = 1 if target[t] > 0 else 0
-
-
-@jit
-def entries(items, other_weights, i):
-    """Return e_j and a_j of all entries of item i, in float64."""
-    start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
-    e, a = np.empty(stop - start), np.empty(stop - start)
-    _set_entries(
-        items.data,
-        items.indices,
-        items.entry_weights,
-        items.weights[i],
-        other_weights,
-        items.implicit,
-        start,
-        stop,
-        e,
-        a,
-    )
-    return e, a
 
 
 @jit
@@ -228,13 +251,12 @@ def _gather_rows(start, stop, indices, rows, steps, panel):
 
 
 @jit_inline
-def _gather(items, fixed, i, start, stop, at, work):
-    """Gather p_j, e_j and a_j of the stored entries start:stop of item i, from place `at` on.
+def _gather(items, fixed, i, start, stop, panel, extra, target):
+    """Gather p_j, e_j and a_j of the stored entries start:stop of item i, and zeros that pad them.
 
-    Returns how many places that takes, zeros that pad them included.
+    Returns how many places that takes.
     """
-    panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
-    _set_entries(
+    set_entries(
         items.data,
         items.indices,
         items.entry_weights,
@@ -267,7 +289,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
     enough; the dual coefficients follow x.
     """
     r, p, q, D, inverse = work.r, work.p, work.q, work.diagonal, work.inverse
-    kept, T = stop - start <= plan.chunk, x.dtype.type
+    panel, kept, T = work.panel, stop - start <= plan.chunk, x.dtype.type
     zero = widen(fill(T(0), x))
     sums = zero
     for c in range(0, x.size, lanes(x)):
@@ -284,7 +306,8 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
             add_normal_product(work.panel, padded(stop - start), work.extra, p, work.coef, q)
         else:
             for top in range(start, stop, plan.strip):
-                count = _gather(items, fixed, i, top, min(top + plan.strip, stop), 0, work)
+                bottom = min(top + plan.strip, stop)
+                count = _gather(items, fixed, i, top, bottom, panel, work.extra, work.target)
                 add_normal_product(work.panel, count, work.extra, p, work.coef[top - start :], q)
         sums = zero
         for c in range(0, x.size, lanes(x)):
@@ -336,9 +359,10 @@ def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
     kept, objective = stop - start <= plan.chunk, 0.0
     if origin == DUALS:
         for top in range(start, stop, plan.strip):
-            at = top - start if kept else 0
-            count = _gather(items, fixed, i, top, min(top + plan.strip, stop), at, work)
-            add_combination(work.panel[at:], count, work.duals[top - start :], x)
+            at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
+            panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
+            count = _gather(items, fixed, i, top, bottom, panel, extra, target)
+            add_combination(panel, count, work.duals[top - start :], x)
         for c in range(x.size):
             x[c] *= work.inverse[c]
     for c in range(x.size):
@@ -346,18 +370,11 @@ def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
         objective -= np.float64(x[c]) * r[c]
     for top in range(start, stop, plan.strip):
         at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
+        panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
         if origin != DUALS or not kept:  # not gathered above, or no longer there
-            _gather(items, fixed, i, top, bottom, at, work)
-        objective += add_residual(
-            work.panel[at:],
-            padded(bottom - top),
-            work.extra[at:],
-            work.target[at:],
-            w0,
-            x,
-            work.duals[top - start :],
-            r,
-        )
+            _gather(items, fixed, i, top, bottom, panel, extra, target)
+        c = work.duals[top - start :]
+        objective += add_residual(panel, padded(bottom - top), extra, target, w0, x, c, r)
     return _take_cg_steps(items, fixed, plan, i, start, stop, plan.tol, objective, x, work)[0]
 
 
@@ -378,7 +395,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, 0, work)
+            _gather(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         count = padded(bottom - top)
         if not at_zero:
             set_products(work.panel, count, x, products)
@@ -406,7 +423,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, 0, work)
+            _gather(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         add_gram(system, work.panel, padded(bottom - top), work.extra)
     for c in range(k, len(system)):
         system[c, c] = system[0, 0]  # no smaller or larger than what matters
@@ -483,7 +500,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
     for c in range(k):
         exact_x[c] = 0
     if stop - start <= plan.chunk:
-        _gather(items, fixed, i, start, stop, 0, work)
+        _gather(items, fixed, i, start, stop, work.panel, work.extra, work.target)
     if path == DUAL:
         factorised = _solve_dual(fixed, stop - start, work)
     elif path == PRIMAL:
@@ -528,7 +545,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
 def _solve_item(items, fixed, plan, i, origin, duals, work):
     """Solve item i in the coordinates of the sweep; return its objective, NaN: failed."""
     start, stop = np.int64(items.indptr[i]), np.int64(items.indptr[i + 1])
-    path, ridge, k = plan.paths[i], items.ridge[i], fixed.scale.size
+    path, ridge, k = np.int64(plan.paths[i]), items.ridge[i], fixed.scale.size
     if fixed.unobserved_weight == 0 and ridge == 0:  # nothing is shared: D = 0
         path = PRIMAL
         if stop - start < k:
@@ -542,97 +559,89 @@ def _solve_item(items, fixed, plan, i, origin, duals, work):
         if duals.codes.size:
             _keep(work.duals, duals, i, start, stop)
         return objective
-    objective = _solve_exact(items, fixed, plan, i, start, stop, path, work)
-    if np.isnan(objective) and path == CG:
-        objective = _solve_exact(items, fixed, plan, i, start, stop, PRIMAL, work)
+    objective = np.nan
+    for _ in range(2):
+        objective = _solve_exact(items, fixed, plan, i, start, stop, path, work)
+        if path != CG or not np.isnan(objective):
+            break
+        path = PRIMAL
     return objective
 
 
-# --------------------------------------------------------------------------- shards: see `_passes`
+# ------------------------------------------------------------------------------------ all items
 
 
-@jit_item
-def _solve_items(
-    first, last, items, fixed, plan, origin, duals, factors, objectives, squares, work
+@kernel
+def solve(
+    n_threads,
+    taken,
+    shards,
+    items,
+    fixed,
+    plan,
+    origin,
+    duals,
+    factors,
+    objectives,
+    squares,
+    scratch,
 ):
-    """Do the work of `solve_shard`, given its scratch."""
-    x, D, k = work.x, work.diagonal, factors.shape[1]
-    for i in range(first, last):
-        if i == first or items.ridge[i] != items.ridge[i - 1]:
-            for c in range(k):
-                D[c] = fixed.spectrum[c] + items.ridge[i] * fixed.metric[c]
-                work.inverse[c] = 1 / D[c]
-        for c in range(k):
-            x[c] = factors[i, c] * work.unscale[c] if origin == FACTORS else 0
-        if items.indptr[i] == items.indptr[i + 1]:
-            objectives[i] = 0
-            for c in range(k):
-                x[c] = 0
-        else:
-            objectives[i] = _solve_item(items, fixed, plan, i, origin, duals, work)
-        for c in range(k):
-            factors[i, c] = work.scale[c] * x[c]
-        squares[i] = dot(factors[i], factors[i])
-
-
-@jit
-def solve_shard(first, last, items, fixed, plan, origin, duals, factors, objectives, squares):
-    """Solve the items first:last; set their factors, objectives (NaN: failed) and |u_i|^2.
+    """Solve all items; set their factors, objectives (NaN: failed) and |u_i|^2.
 
     The factors are those in the eigenbasis, g x. Nothing is read of them unless they are the
     origin.
     """
-    T, room = factors.dtype, plan.chunk + 16
-    most = room
-    for i in range(first, last):
-        most = max(most, np.int64(items.indptr[i + 1] - items.indptr[i]) + 16)
-    k, present = whole_lines(factors.shape[1], factors), fixed.scale > 0
-    work = _Work(
-        panel=empty_lines((room, k), T),
-        extra=empty_lines((room,), T),
-        target=empty_lines((room,), T),
-        root=empty_lines((room,), T),
-        coef=empty_lines((most,), T),
-        duals=empty_lines((most,), T),
-        products=empty_lines((room,), np.float64),
-        four=empty_lines((4, k), T),
-        system=empty_lines((k, k), T),
-        pivots=empty_lines((k,), T),
-        scale=fixed.scale.astype(T),
-        unscale=np.where(present, 1 / np.where(present, fixed.scale, 1.0), 0.0).astype(T),
-        diagonal=empty_lines((k,), T),
-        inverse=empty_lines((k,), T),
-        x=empty_lines((k,), T),
-        r=empty_lines((k,), T),
-        p=empty_lines((k,), T),
-        q=empty_lines((k,), T),
-        y=empty_lines((k,), T),
-        exact_x=empty_lines((k,), np.float64),
-        exact_r=empty_lines((k,), np.float64),
+    if n_threads > 1:
+        in_threads(n_threads, *this_call())
+        return
+    t, k = take(taken, THREAD), factors.shape[1]
+    entries, coefs, vectors = scratch.entries[t], scratch.coefs[t], scratch.vectors[t]
+    work = Work(
+        panel=scratch.panel[t],
+        extra=entries[0],
+        target=entries[1],
+        root=entries[2],
+        coef=coefs[0],
+        duals=coefs[1],
+        products=scratch.products[t, 0],
+        four=scratch.four[t],
+        system=scratch.system[t],
+        pivots=vectors[0],
+        scale=vectors[1],
+        unscale=vectors[2],
+        diagonal=vectors[3],
+        inverse=vectors[4],
+        x=vectors[5],
+        r=vectors[6],
+        p=vectors[7],
+        q=vectors[8],
+        y=vectors[9],
+        exact_x=scratch.exact[t, 0],
+        exact_r=scratch.exact[t, 1],
     )
-    work.diagonal[:] = work.inverse[:] = 1
-    work.x[:] = work.r[:] = work.duals[:] = work.exact_x[:] = 0
-    _solve_items(first, last, items, fixed, plan, origin, duals, factors, objectives, squares, work)
-
-
-@jit_parallel
-def solve(
-    n_threads, taken, shards, items, fixed, plan, origin, duals, factors, objectives, squares
-):
-    """Solve all items; see `solve_shard`."""
-    for _ in prange(n_threads):
-        s = take(taken)
-        while s < len(shards):
-            solve_shard(
-                shards[s, 0],
-                shards[s, 1],
-                items,
-                fixed,
-                plan,
-                origin,
-                duals,
-                factors,
-                objectives,
-                squares,
-            )
-            s = take(taken)
+    x, D = work.x, work.diagonal
+    for c in range(k):
+        work.scale[c] = fixed.scale[c]
+        work.unscale[c] = 1 / fixed.scale[c] if fixed.scale[c] > 0 else 0.0
+    s = take(taken, SHARD)
+    while s < len(shards):
+        for i in range(shards[s, 0], shards[s, 1]):
+            if i == shards[s, 0] or items.ridge[i] != items.ridge[i - 1]:
+                for c in range(k):
+                    D[c] = fixed.spectrum[c] + items.ridge[i] * fixed.metric[c]
+                    work.inverse[c] = 1 / D[c]
+            for c in range(x.size):
+                x[c] = 0
+            if origin == FACTORS:
+                for c in range(k):
+                    x[c] = factors[i, c] * work.unscale[c]
+            if items.indptr[i] == items.indptr[i + 1]:
+                objectives[i] = 0
+                for c in range(k):
+                    x[c] = 0
+            else:
+                objectives[i] = _solve_item(items, fixed, plan, i, origin, duals, work)
+            for c in range(k):
+                factors[i, c] = work.scale[c] * x[c]
+            squares[i] = dot(factors[i], factors[i])
+        s = take(taken, SHARD)

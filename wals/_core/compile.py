@@ -12,7 +12,7 @@ import operator
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
+from numba import config, njit, prange, types
 from numba.core import cgutils
 from numba.extending import (
     intrinsic,
@@ -23,24 +23,112 @@ from numba.extending import (
     type_callable,
 )
 
+from .cache import keep
+
 #: Sums may be reordered and contracted, so that they vectorise; NaN and infinity keep their
 #: meaning.
 _FASTMATH = ("reassoc", "contract", "nsz")
-_OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": set(_FASTMATH)}
+_OPTIONS = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": set(_FASTMATH),
+    "no_cfunc_wrapper": True,
+}
+#: For building blocks. Each is compiled by itself, and once more with every function that calls it.
 jit = njit(**_OPTIONS)
-#: For functions that allocate nothing. Counting references to the arrays in a tuple takes longer
-#: than to solve a short item.
-jit_item = njit(**_OPTIONS, _nrt=False)
-#: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling.
+#: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling. They are
+#: compiled once for each call, as a part of the function that calls them.
 jit_inline = njit(**_OPTIONS, inline="always")
-jit_parallel = njit(**_OPTIONS, parallel=True)
+#: For functions that allocate nothing, and that no Python code calls: it would be a call of address
+#: 0. Counting references to the arrays in a tuple takes longer than to solve a short item, and what
+#: Python needs to hand such tuples over takes as long to compile as the function.
+jit_item = njit(**_OPTIONS, _nrt=False, no_cpython_wrapper=True)
+#: What `taken` counts: shards that have been taken, and threads that have begun.
+SHARD, THREAD = 0, 1
 
+
+def kernel(function):
+    """Compile what Python calls, with all that it calls, and keep the machine code.
+
+    A kernel takes ``n_threads, taken, shards`` and more. It begins with ::
+
+        if n_threads > 1:
+            in_threads(n_threads, *this_call())
+            return
+        s = take(taken, SHARD)
+        while s < len(shards):
+            ...  # what is done for shards[s, 0] to shards[s, 1]
+            s = take(taken, SHARD)
+
+    so that each of its threads takes the next shard when it is done with one. It allocates nothing.
+    """
+    return keep(njit(**_OPTIONS, _nrt=False)(function))
+
+
+@intrinsic
+def this_call(typingctx):
+    """Return addresses of code and data that call the function that this is in once more.
+
+    With the same arguments, but for the first, which is 1. Nothing is compiled twice for that.
+    """
+
+    def codegen(context, builder, signature, args):
+        function, int32 = builder.function, ir.IntType(32)
+        # The first two are where Numba returns a value and an error.
+        arguments = [*function.args[:2], function.args[2].type(1), *function.args[3:]]
+        frame_type = ir.LiteralStructType([argument.type for argument in arguments])
+        frame = cgutils.alloca_once(builder, frame_type)
+        for place, argument in enumerate(arguments):
+            builder.store(argument, builder.gep(frame, [int32(0), int32(place)]))
+        function.attributes.add("noinline")
+
+        again_type = ir.FunctionType(ir.VoidType(), [_ADDRESS])
+        again = ir.Function(builder.module, again_type, f"{function.name}.again")
+        again.linkage = "internal"
+        inner = ir.IRBuilder(again.append_basic_block())
+        frame_again = inner.bitcast(again.args[0], frame_type.as_pointer())
+        arguments = [
+            inner.alloca(argument.type.pointee)
+            if place < 2
+            else inner.load(inner.gep(frame_again, [int32(0), int32(place)]))
+            for place, argument in enumerate(arguments)
+        ]
+        inner.call(function, arguments)
+        inner.ret_void()
+        addresses = [builder.ptrtoint(a, ir.IntType(64)) for a in (again, frame)]
+        return context.make_tuple(builder, signature.return_type, addresses)
+
+    return types.UniTuple(types.int64, 2)(), codegen
+
+
+@intrinsic
+def call_address(typingctx, code, data):
+    """Call the code at an address, with the address of data."""
+
+    def codegen(context, builder, signature, args):
+        function_type = ir.FunctionType(ir.VoidType(), [_ADDRESS])
+        function = builder.inttoptr(args[0], function_type.as_pointer())
+        builder.call(function, [builder.inttoptr(args[1], _ADDRESS)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@keep
+@njit(**_OPTIONS, parallel=True)
+def in_threads(n_threads, code, data):
+    """Call the code, with the data, in so many threads; see `kernel`."""
+    for _ in prange(n_threads):
+        call_address(code, data)
+
+
+_ADDRESS = ir.IntType(8).as_pointer()
 #: Bytes of a cache line, of which rows have a whole number: every vector fits.
 LINE = 64
 
 
 def _register_bytes():
-    """Return the bytes of a vector register of the processor that code is compiled for."""
+    """Return `REGISTER`."""
     features = config.CPU_FEATURES
     if features is None:
         try:
@@ -52,7 +140,8 @@ def _register_bytes():
     return 64 if wide else 32
 
 
-_REGISTER = _register_bytes()
+#: Bytes of a vector register of the processor that code is compiled for.
+REGISTER = _register_bytes()
 
 
 @register_jitable
@@ -76,6 +165,13 @@ def empty_lines(shape, dtype):
     return room[first : first + size].reshape(shape)
 
 
+def constant(array, dtype=None):
+    """Return the array as kernels take it: aligned, C-contiguous and read-only."""
+    array = np.require(array, dtype, ["C", "ALIGNED"]).view(np.ndarray)
+    array.flags.writeable = False
+    return array
+
+
 class Vector(types.Type):
     """The type of a vector of numbers."""
 
@@ -92,13 +188,24 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def _vector_of(array):
-    return Vector(array.dtype, _REGISTER * 8 // array.dtype.bitwidth)
+    return Vector(array.dtype, REGISTER * 8 // array.dtype.bitwidth)
 
 
 @intrinsic
 def lanes(typingctx, A):
     """Return how many numbers of A a vector has: a constant, unlike what A.itemsize is to LLVM."""
     count = _vector_of(A).count
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(types.intp, count)
+
+    return types.intp(A), codegen
+
+
+@intrinsic
+def lanes_of_line(typingctx, A):
+    """Return how many numbers of A a cache line has: a constant, as `lanes` is."""
+    count = LINE * 8 // A.dtype.bitwidth
 
     def codegen(context, builder, signature, args):
         return context.get_constant(types.intp, count)
@@ -141,6 +248,12 @@ def _load(context, builder, signature, args):
     if typ.dtype.bitwidth < vector.dtype.bitwidth:
         return builder.fpext(value, to)
     return value
+
+
+@intrinsic
+def load(typingctx, A, at):
+    """Return the vector at A[at]."""
+    return _vector_of(A)(A, at), _load
 
 
 @intrinsic
@@ -187,16 +300,15 @@ def prefetch(typingctx, A, at):
 
 
 @intrinsic
-def take(typingctx, taken):
-    """Return taken[0], and add one to it before any other thread can read it."""
+def take(typingctx, counts, at):
+    """Return counts[at], and add one to it before any other thread can read it."""
 
     def codegen(context, builder, signature, args):
-        zero = context.get_constant(types.intp, 0)
-        pointer = _pointer(context, builder, taken, args[0], types.intp, zero)
-        one = context.get_constant(taken.dtype, 1)
+        pointer = _pointer(context, builder, counts, args[0], types.intp, args[1])
+        one = context.get_constant(counts.dtype, 1)
         return builder.atomic_rmw("add", pointer, one, "monotonic")
 
-    return taken.dtype(taken), codegen
+    return counts.dtype(counts, types.intp), codegen
 
 
 def _fill(context, builder, signature, args):
@@ -321,11 +433,17 @@ def totals(typingctx, vectors):
 if config.DISABLE_JIT:
 
     def lanes(A):
-        return _REGISTER // A.itemsize
+        return REGISTER // A.itemsize
 
     def _load_numbers(A, at, count, dtype):
         *row, first = at if isinstance(at, tuple) else (at,)
         return A[(*row, slice(first, first + count))].astype(dtype)
+
+    def lanes_of_line(A):
+        return LINE // A.itemsize
+
+    def load(A, at):
+        return _load_numbers(A, at, lanes(A), A.dtype)
 
     def load_as(A, at, like):
         return _load_numbers(A, at, lanes(like), like.dtype)
@@ -340,9 +458,9 @@ if config.DISABLE_JIT:
     def prefetch(A, at):
         pass
 
-    def take(taken):
-        taken[0] += 1
-        return taken[0] - 1
+    def take(counts, at):
+        counts[at] += 1
+        return counts[at] - 1
 
     def fill(number, like):
         return np.full(lanes(like), number, like.dtype)
@@ -358,15 +476,3 @@ if config.DISABLE_JIT:
 
     def totals(vectors):
         return np.stack(vectors).sum(axis=1)
-
-
-@jit_inline
-def lanes_of_line(A):
-    """Return how many numbers of A a cache line has: a constant, as `lanes` is."""
-    return lanes(A) * (LINE // _REGISTER)
-
-
-@jit_inline
-def load(A, at):
-    """Return the vector at A[at]."""
-    return load_as(A, at, A)

@@ -4,13 +4,14 @@ To multiply the blocks of a tall matrix, BLAS would copy the other factor for ev
 here it is put in panels once, see `set_panels`.
 
 All other matrices are C-contiguous, and their rows fill whole cache lines, if need be with zeros:
-see `_compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. The rows of a
+see `compile.whole_lines`. Upper triangles hold symmetric matrices and their factors. The rows of a
 panel P are read eight at a time: `count` is a multiple of 8, if need be with rows of zeros.
 """
 
 import numpy as np
 
-from ._compile import (
+from .compile import (
+    REGISTER,
     empty_lines,
     fill,
     fill_eight,
@@ -254,11 +255,10 @@ def set_products_of_four(S, P, first, count, out):
         out[3, t + 2], out[3, t + 3] = total(d2), total(d3)
 
 
-@jit
-def empty_panels(k, n, like):
-    """Return room for a k x n matrix of an array's numbers in panels; see `set_panels`."""
-    step = 2 * lanes(like)
-    return empty_lines(((n + step - 1) // step, k, step), like.dtype)
+def empty_panels(k, n, dtype, *batch):
+    """Return room for k x n matrices in panels, as many as the shape of a batch says."""
+    step = 2 * REGISTER // np.dtype(dtype).itemsize
+    return empty_lines((*batch, -(-n // step), k, step), dtype)
 
 
 @jit
@@ -273,6 +273,16 @@ def set_panels(B, panels):
         for t in range(B.shape[0]):
             store(load(B, (t, 2 * n * p)), panels, (p, t, 0))
             store(load(B, (t, 2 * n * p + n)), panels, (p, t, n))
+
+
+def in_panels(B):
+    """Return a matrix in panels, without compilation; see `set_panels`."""
+    panels = empty_panels(*B.shape, B.dtype)
+    n, _, step = panels.shape
+    wide = np.zeros((len(B), n * step), B.dtype)
+    wide[:, : B.shape[1]] = B
+    panels[:] = wide.reshape(len(B), n, step).swapaxes(0, 1)
+    return panels
 
 
 @jit_inline
@@ -331,7 +341,7 @@ def dot(a, b):
     return total
 
 
-@jit
+@jit_inline
 def copy_rows(source, i, target, j, count):
     """Copy rows i, i + 1, ... of one matrix to rows j, j + 1, ... of another, as far as both go."""
     for t in range(count):

@@ -1,0 +1,273 @@
+"""One sweep of one side with the other fixed: rows or columns, to fit or to project."""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from . import kernels
+from .compile import constant, empty_lines, whole_lines
+from .parallel import parallel_section
+from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, transpose
+from .plan import make_plan
+
+#: So many numbers a second-level cache holds as they are: to round them would gain nothing.
+_FEW = 2**18
+
+
+class Objective(NamedTuple):
+    """The constants of the objective; see `wals.WALS`."""
+
+    unobserved_weight: float
+    observed_weight: float
+    regularization: float
+    regularization_exponent: float
+    implicit: bool
+
+    def ridge(self, mass):
+        """Return the regularization of items, given the sum of the weights of each."""
+        return self.regularization * mass**self.regularization_exponent
+
+    def penalty(self, factors, mass):
+        """Return the regularization term of one side, given its factors and sums of weights."""
+        squares = np.einsum("ij,ij->i", factors, factors)
+        return float(np.sum(self.ridge(mass) * squares))
+
+
+class Swept(NamedTuple):
+    """What a sweep tells about the items that it solved."""
+
+    loss: float  # sum of the minima, with the penalty of this side
+    penalty: float
+    n_singular: int
+
+
+class Side:
+    """The rows of a matrix, or its columns: entries and factors, and how the latter are solved.
+
+    A fit alternates two of them, which keep their entries in memory.
+
+    Parameters
+    ----------
+    X : CSR matrix of shape (n, m)
+        Its rows are the items, in canonical format; its arrays are used without copying.
+    weights : ndarray of shape (n,)
+        Weights of the items.
+    other_weights : ndarray of shape (m,)
+        Weights of the other side.
+    objective : Objective
+    k : int
+        Number of components.
+    solver : {"exact", "cg", "auto"}
+    n_threads : int
+    entry_weights : ndarray of shape (nnz,), default=None
+        Weights of the stored entries, in their order.
+
+    Attributes
+    ----------
+    factors : ndarray of shape (n, k)
+        A sweep overwrites them.
+    start : {ZERO, FACTORS, DUALS}
+        What the next sweep's CG starts from: 0, the factors, or the dual coefficients that the last
+        sweep has kept; see `kernels`. A solution that is exact starts from nothing.
+    mass : ndarray of shape (n,)
+        sum_j w_ij, over stored and unstored entries.
+    """
+
+    def __init__(
+        self, X, weights, other_weights, objective, k, solver, n_threads, entry_weights=None
+    ):
+        (n, m), w0 = X.shape, objective.unobserved_weight
+        self.objective, self.k, self.n_threads, self.weights = objective, k, n_threads, weights
+        self.items = kernels.Items(
+            data=constant(X.data),
+            indices=constant(X.indices),
+            indptr=constant(X.indptr),
+            entry_weights=constant(
+                np.empty(0) if entry_weights is None else entry_weights, X.dtype
+            ),
+            weights=constant(objective.observed_weight * weights),
+            ridge=constant(np.empty(0)),
+            implicit=objective.implicit,
+        )
+        other_weights = np.empty(0) if np.all(other_weights == 1) else other_weights
+        self.other_weights = constant(other_weights)  # (m,), or empty: all 1
+        self.mass = extra_weights(self.items, self.other_weights, n_threads=n_threads)
+        with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
+            self._ratio = w0 * np.diff(X.indptr) / self.mass
+        self.mass += w0 * m
+        self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
+        self._set_plan(solver)
+        self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype)
+        self.factors, self.start = np.zeros((n, k), X.dtype), kernels.ZERO
+
+    def _set_plan(self, solver):
+        indptr = self.items.indptr
+        self.plan, self.shards, self._work = make_plan(indptr, self._ratio, self.k, solver)
+
+    def to_solve_exactly(self):
+        """Return the same items, with factors of their own, to be solved exactly."""
+        other = copy.copy(self)
+        other._set_plan("exact")
+        other.factors, other.start = np.zeros_like(self.factors), kernels.ZERO
+        return other
+
+    def to_solve_equally(self):
+        """Return the same items, for single steps in which only an unobserved weight of 1 counts."""
+        other, n = copy.copy(self), len(self.weights)
+        other.objective = Objective(1.0, 0.0, 0.0, 0.0, self.objective.implicit)
+        none = constant(np.zeros(n))
+        other.items = self.items._replace(weights=none, ridge=none)
+        paths = constant(np.full(n, kernels.CG, np.uint8))
+        other.plan = self.plan._replace(paths=paths, exact=False, max_steps=1, tol=0.0)
+        other.duals, other.start = empty_duals(n, 0, self.factors.dtype), kernels.ZERO
+        return other
+
+    def penalty(self):
+        """Return the regularization term of the factors."""
+        return self.objective.penalty(self.factors, self.mass)
+
+    def sweep(self, fixed, *, rough=False, frame=None):
+        """Solve every item with the factors of the other side fixed.
+
+        Parameters
+        ----------
+        fixed : ndarray of shape (m, k)
+            The factors of the other side.
+        rough : bool, default=False
+            Whether steps may be those towards the solution for slightly rounded fixed factors: one
+            byte for every number, where the data is float32.
+        frame : ndarray of shape (k, k), default=None
+            If given, both sides are left in the eigenbasis of the fixed side, and `frame` is
+            multiplied by this rotation: a fit has no reason to rotate back after each sweep.
+
+        Returns
+        -------
+        swept : Swept
+        """
+        factors, items, ridge, exact = self.factors, self.items, self.items.ridge, self.plan.exact
+        (n, k), w0 = factors.shape, self.objective.unobserved_weight
+        objectives, squares = np.empty(n), np.empty(n)
+        work = self._work + NS_PRODUCT * (n + len(fixed)) * k**2
+        with parallel_section(self.n_threads, work) as run:
+            if w0 > 0:
+                # Steps towards a solution need no more precision than the data; a solution does.
+                precision = np.float64 if exact else factors.dtype
+                spectrum, Q = np.linalg.eigh(w0 * gram(fixed, precision, run))
+                spectrum = spectrum.clip(0)
+                Q = Q.astype(precision)
+                out = empty_lines(fixed.shape, fixed.dtype) if frame is None else fixed
+                basis = rotate(fixed, Q, out, run)
+                if self.start == kernels.FACTORS and not exact:
+                    rotate(factors, Q, factors, run)
+                # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
+                common = spectrum + (ridge.min() if n else 0.0)
+                vanishing = common <= k * np.finfo(np.float64).eps * spectrum[-1]
+                scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
+            else:
+                # All that the items share is then the ridge, which is diagonal in any basis.
+                spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
+            n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
+            in_place = w0 > 0 and frame is None  # a copy of the factors already
+            shared = _fix(basis, spectrum, scale, self.other_weights, w0, n_bytes, in_place, run)
+            scratch = kernels.empty_scratch(self.plan, k, factors.dtype, run.n_threads)
+            args = (items, shared, self.plan, self.start, self.duals, factors, objectives, squares)
+            run(kernels.solve, self.shards, *args, scratch)
+            singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
+            if w0 == 0:
+                singular &= items.weights == 0
+            for i in np.flatnonzero(np.isnan(objectives)):
+                factors[i], objectives[i], singular[i] = _solve_least_norm(items, shared, i)
+                squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
+            if w0 > 0 and frame is None:
+                rotate(factors, Q.T, factors, run)
+            elif w0 > 0:
+                frame[:] = frame @ Q
+        self.start = kernels.DUALS if self.duals.codes.size else kernels.FACTORS
+        # Without any weight, 0 is as good as for an item without entries.
+        singular &= (self.mass > 0) & (np.diff(items.indptr) > 0)
+        penalty = float(np.sum(ridge * squares))
+        return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)))
+
+
+def empty_duals(n, nnz, dtype):
+    return kernels.Duals(np.empty(nnz, np.int8), np.empty(n, dtype))
+
+
+def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
+    """Return the fixed side for the kernels, given its factors in their eigenbasis.
+
+    float32 factors are rounded to so many bytes, if any.
+    """
+    (m, k), dtype = basis.shape, basis.dtype
+    width, steps = whole_lines(k, basis), np.empty(0, dtype)
+    arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
+    if n_bytes and dtype == np.float32:
+        arrays[n_bytes] = codes = empty_lines((m, width), arrays[n_bytes].dtype)
+        codes[:, k:] = 0
+        steps = np.empty(m, dtype)
+        encode(basis, scale, codes, steps, run)
+    else:
+        arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
+        arrays[0][:, k:] = 0
+        np.multiply(basis, scale, out=arrays[0][:, :k], casting="same_kind")
+    metric = scale**2
+    spectrum = np.where(scale > 0, metric * spectrum, 1.0) if w0 > 0 else spectrum
+    arrays += [steps, scale, spectrum, metric, weights]
+    return kernels.Fixed(*map(constant, arrays), w0)
+
+
+def _solve_least_norm(items, fixed, i):
+    """Solve one item, singular to working precision, in float64 by a singular value decomposition.
+
+    It minimises |M u - c|^2 with M = [(s + lam)^1/2; E^1/2 B] and c = [0; E^-1/2 b], in the
+    notation of `kernels` and with the factors of the fixed side in their eigenbasis in B.
+
+    Returns
+    -------
+    u : ndarray of shape (k,)
+        The solution of minimum norm.
+    objective : float
+    singular : bool
+        Whether M has not full rank.
+    """
+    stored = slice(items.indptr[i], items.indptr[i + 1])
+    j, w0 = items.indices[stored], fixed.unobserved_weight
+    e, a = _entries(items, fixed.weights, stored, items.weights[i])
+    present, k = fixed.scale > 0, len(fixed.scale)
+    P = max(fixed[:3], key=len)[j, :k].astype(np.float64)
+    if fixed.steps.size:
+        P *= fixed.steps[j, None]
+    B = np.divide(P, fixed.scale, out=np.zeros(P.shape), where=present)
+    D = np.divide(fixed.spectrum, fixed.metric, out=np.zeros(k), where=present)
+    D[present] += items.ridge[i]
+    F = np.sqrt(np.maximum(e, kernels.LEAST_EXTRA * w0))
+    M = np.concatenate([np.diag(np.sqrt(D)), F[:, None] * B])
+    c = np.concatenate([np.zeros(k), np.divide((w0 + e) * a, F, out=np.zeros(len(F)), where=F > 0)])
+    u, _, rank, _ = np.linalg.lstsq(M, c, rcond=None)
+    p = B @ u
+    objective = np.sum((w0 + e) * (a - p) ** 2 - w0 * p**2) + D @ u**2
+    return u, objective, rank < k
+
+
+def _entries(items, other_weights, stored, weight):
+    """Return e_j and a_j of some stored entries, of an item of this weight, in float64."""
+    e, a = np.full(stored.stop - stored.start, weight), items.data[stored].astype(np.float64)
+    if other_weights.size:
+        e *= other_weights[items.indices[stored]]
+    if items.entry_weights.size:
+        e *= items.entry_weights[stored]
+    return (e * np.abs(a), (a > 0).astype(np.float64)) if items.implicit else (e, a)
+
+
+def make_sides(X, weights, entry_weights, objective, k, solver, n_threads):
+    """Return the rows of a CSR matrix and its columns, given both their weights, as two sides."""
+    Xt, transposed = transpose(X, n_threads=n_threads), None
+    if entry_weights is not None:
+        like_X = sp.csr_array((entry_weights, X.indices, X.indptr), X.shape)
+        transposed = transpose(like_X, n_threads=n_threads).data
+    settings = objective, k, solver, n_threads
+    rows = Side(X, *weights, *settings, entry_weights=entry_weights)
+    cols = Side(Xt, *reversed(weights), *settings, entry_weights=transposed)
+    return rows, cols
