@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import math
 import os
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from wals import WALS
+from wals._precompile import precompile
 from wals.datasets import load_msweb
 from wals.interactions import Interactions, read_interactions
 from wals.metrics import ndcg_at_k, recall_at_k
@@ -73,7 +75,8 @@ def _parser():
             f"{_HELD_OUT:.0%} of the entries are held out: recommendations made from the rest "
             "should find them again, and do so better than plain popularity."
         ),
-        epilog="The first run on a machine compiles, for up to a minute; later runs start at once.",
+        epilog="The first run on a machine compiles, for a quarter of a minute or so; later runs "
+        "start at once.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=80),
         add_help=False,
         allow_abbrev=False,
@@ -153,6 +156,12 @@ def _parser():
     group.add_argument(
         "--output", metavar="MODEL", help="save the model with joblib, for instance wals.joblib"
     )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="do no more than to compile all that float32 and float64 data need, and say where "
+        "the machine code is kept",
+    )
     group.add_argument("--quiet", action="store_true", help="no line per sweep")
     group.add_argument("--help", "-h", action="help", help="print this and exit")
     return parser
@@ -160,6 +169,12 @@ def _parser():
 
 def _run(arguments):
     """Do what the arguments say, stage by stage."""
+    # Long compilations are told of.
+    logging.getLogger("wals").addHandler(_Notes())
+    if arguments.compile:
+        for dtype in ("float32", "float64"):
+            _compile(dtype, {}, always=True)
+        return
     # Whatever can be wrong is found before a long training, not after it.
     model = _make_model(arguments)
     row_weights = _power_law(arguments, "row_exponent")
@@ -190,6 +205,7 @@ def _run(arguments):
     settings = model.get_params(deep=False) | {"row_weights": row_weights, "verbose": None}
     settings = [f"{k}={v!r}" for k, v in settings.items() if v is not None and v is not False]
     _say("Model", ", ".join(settings))
+    _compile(train.dtype, seconds)
     print()
     test_weights = None
     if row_weights is not None:
@@ -219,6 +235,19 @@ def _run(arguments):
     seconds["total"] = sum(seconds.values())
     for place, (stage, duration) in enumerate(seconds.items()):
         _say("" if place else "Time", f"{stage:<10}{duration:9.2f} s")
+
+
+def _compile(dtype, seconds, *, always=False):
+    """Compile what data of a precision needs, and tell of it if it took time."""
+    with _timed("compile", seconds), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled, folder = precompile(dtype)
+    if compiled or always:
+        did = f"for {dtype} on this processor, {compiled:.2f} s"
+        did = did if compiled else f"for {dtype}: nothing, that was done before"
+        _say("Compiled", f"{did}; kept in {folder}" if folder else did)
+    for message in dict.fromkeys(str(w.message) for w in caught if w.category is RuntimeWarning):
+        _say("Note", message)
 
 
 def _make_model(arguments):
@@ -340,6 +369,14 @@ def _clip(text, width):
         return text
     words = text[: width - 3].rpartition(" ")[0]
     return f"{words or text[: width - 4]} ..."
+
+
+class _Notes(logging.Handler):
+    """What the package logs, as it comes."""
+
+    def emit(self, record):
+        _say("Note", record.getMessage())
+        sys.stdout.flush()
 
 
 def _say(label, text):

@@ -114,7 +114,7 @@ class Side:
         return other
 
     def to_solve_equally(self):
-        """Return the same items, for single steps in which only an unobserved weight of 1 counts."""
+        """Return the same items, for single steps in which all entries have the weight 1."""
         other, n = copy.copy(self), len(self.weights)
         other.objective = Objective(1.0, 0.0, 0.0, 0.0, self.objective.implicit)
         none = constant(np.zeros(n))
