@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 from scipy.linalg import LinAlgWarning
 
+from ._core.kernels import DUALS
 from ._core.parallel import parallel_section
 from ._core.passes import NS_PRODUCT, extrapolate, rotate, rotate_back
 
@@ -149,7 +150,9 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
             state.penalties["columns"] = cols.penalty()
         rough = may_be_rough and state.relative_decrease() > ROUGH_UNTIL
         for name, side, other in (("rows", rows, cols), ("columns", cols, rows)):
-            swept = side.sweep(other.factors, rough=rough, frame=state.frame)
+            # Those of rows are found anew; where a sweep starts from duals, nothing reads them.
+            spend = side is cols and rows.start == DUALS
+            swept = side.sweep(other.factors, rough=rough, frame=state.frame, spend=spend)
             state.add(name, swept, n_iter)
         stopped = tasks.end_iteration(lambda: state.snapshot(n_threads))
         if stopped or (tol > 0 and state.relative_decrease() < tol):
@@ -157,11 +160,9 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
     return tol == 0
 
 
-def finish(rows, state):
-    """Sweep the rows exactly with the final V, which is settled; return their factors."""
-    rows = rows.to_solve_exactly()
-    state.add("rows", rows.sweep(state.V), state.n_iter)
-    return rows.factors
+def finish(rows, state, U):
+    """Sweep the rows exactly with the final V, which is settled, and set U to their factors."""
+    state.add("rows", rows.to_solve_exactly(U).sweep(state.V), state.n_iter)
 
 
 def rwse(data_loss, sum_weights):

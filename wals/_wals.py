@@ -16,7 +16,7 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -29,6 +29,7 @@ from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import as_side, get_side, store
+from ._memory import check_memory
 from ._validation import as_csr, check_axis, check_entry_weights, check_indices, check_weights
 
 _DTYPES = [np.float64, np.float32]
@@ -352,6 +353,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ValueError
             If X or a weight has a wrong shape, is complex, negative (weights) or not finite, or if
             a parameter is out of its range.
+
+        MemoryError
+            If the fit needs more memory than this process may use, before it begins.
         """
         with _unchanged_on_error(self):
             self._fit(X, y, row_weights, entry_weights)
@@ -380,6 +384,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         C = self._check_col_weights(X)
+        auto = self.solver == "auto"
+        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
         U, V, drawn = self._start(*X.shape, X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
         settings = self._objective(), self.n_components, self.solver, n_threads
@@ -391,10 +397,18 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         cols.factors, cols.start = V, FACTORS
         state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
         tasks.cols = cols
-        tasks.attributes_of = lambda state: self._attributes(rows, cols, state)
-        auto, stopping = self.solver == "auto", {"max_iter": self.max_iter, "tol": self.tol}
+        tasks.attributes_of = lambda state: self._attributes(
+            rows, cols, state, np.empty_like(rows.factors)
+        )
         ended = alternate(
-            rows, cols, state, auto=auto, n_threads=n_threads, tasks=tasks, **stopping
+            rows,
+            cols,
+            state,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            auto=auto,
+            n_threads=n_threads,
+            tasks=tasks,
         )
         n_iter = state.n_iter
         if tasks.kept is None:
@@ -402,7 +416,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         else:
             state = tasks.kept
             state.verbose = self.verbose
-        fitted = self._attributes(rows, cols, state)
+        fitted = self._attributes(rows, cols, state, rows.factors)
         warn_singular(state.n_singular.values(), X.shape)
         if not ended:
             warnings.warn(
@@ -413,10 +427,11 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         vars(self).update(fitted)
         tasks.end()
 
-    def _attributes(self, rows, cols, state):
-        """Sweep the rows a last time, and return the fitted attributes."""
+    def _attributes(self, rows, cols, state, U):
+        """Sweep the rows a last time, to factors U, and return the fitted attributes."""
+        finish(rows, state, U)
         return {
-            "row_factors_": finish(rows, state),
+            "row_factors_": U,
             "components_": state.V.T,
             "row_weights_": rows.weights,
             "col_weights_": cols.weights,
@@ -651,8 +666,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             V = self.col_factors_.astype(dtype, order="C")
             source = "warm_start=True: the previous fit"
         elif isinstance(self.init, str):
-            random = check_random_state(self.random_state)
-            V, drawn = (random.uniform(size=(m, k)) / np.sqrt(k)).astype(dtype, copy=False), True
+            random, drawn = check_random_state(self.random_state), True
+            V = np.empty((m, k), dtype)
+            for block in gen_batches(m, max(1, 2**16 // k)):
+                V[block] = random.uniform(size=V[block].shape) / np.sqrt(k)
         else:
             V = check_array(self.init, dtype=dtype, order="C", copy=True, input_name="init")
             source = "init"

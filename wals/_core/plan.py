@@ -27,6 +27,8 @@ _CG_TOL = {"exact": 0.0, "cg": 1e-6, "auto": 1e-4}
 #: Cholesky is left the items whose stored entries outweigh the others by more decades than this:
 #: they are far from the part that all items share, in which CG starts.
 _MOST_DECADES = 2.7
+#: Items whose costs are compared at once.
+_BLOCK = 2**13
 
 
 def make_plan(indptr, ratio, k, solver):
@@ -48,8 +50,29 @@ def make_plan(indptr, ratio, k, solver):
     work : float
         The sum of the costs, in nanoseconds.
     """
-    s = np.diff(indptr).astype(np.float64)
-    chunk = int(np.clip(s.max(initial=1), 1, max(_PANEL_SIZE // k, 64)) + 7) // 8 * 8
+    n, largest = len(ratio), int(np.diff(indptr).max(initial=0))
+    chunk = int(np.clip(largest, 1, max(_PANEL_SIZE // k, 64)) + 7) // 8 * 8
+    paths, costs = np.empty(n, np.uint8), np.empty(n)
+    for first in range(0, n, _BLOCK):  # so that temporary arrays are short
+        block = slice(first, min(first + _BLOCK, n))
+        s = np.diff(indptr[block.start : block.stop + 1]).astype(np.float64)
+        ways = _costs(s, ratio[block], k, chunk, solver)
+        paths[block] = np.argmin(ways, axis=0)
+        costs[block] = np.min(ways, axis=0) + _ITEM
+    plan = Plan(
+        paths=constant(paths),
+        chunk=chunk,
+        strip=min(max(_STRIP_SIZE // k // 8 * 8, 8), chunk),
+        largest=largest,
+        exact=solver == "exact",
+        max_steps=_CG_STEPS[solver],
+        tol=_CG_TOL[solver],
+    )
+    return plan, make_shards(costs), float(costs.sum())
+
+
+def _costs(s, ratio, k, chunk, solver):
+    """Return the costs of the three ways to solve items with s stored entries; inf: not allowed."""
     per_entry, per_number, per_pair, per_product = _DUAL
     dual = s * (per_entry + per_number * k) + s**2 * (per_pair + per_product * k)
     dual[s > min(k, chunk)] = np.inf
@@ -66,16 +89,4 @@ def make_plan(indptr, ratio, k, solver):
         cg[decades > _MOST_DECADES] = np.inf
     if solver == "cg":
         dual[:] = primal[:] = np.inf
-    costs = np.stack([dual, primal, cg])
-    paths = np.argmin(costs, axis=0).astype(np.uint8)
-    costs = np.min(costs, axis=0) + _ITEM
-    plan = Plan(
-        paths=constant(paths),
-        chunk=chunk,
-        strip=min(max(_STRIP_SIZE // k // 8 * 8, 8), chunk),
-        largest=int(s.max(initial=0)),
-        exact=solver == "exact",
-        max_steps=_CG_STEPS[solver],
-        tol=_CG_TOL[solver],
-    )
-    return plan, make_shards(costs), float(costs.sum())
+    return np.stack([dual, primal, cg])

@@ -18,7 +18,7 @@ def spectral_start(rows, cols, V, *, n_iter=2):
     rows, cols : Side
         The factors of the rows are overwritten.
     V : ndarray of shape (m, k)
-        Drawn from any one continuous distribution.
+        Drawn from any one continuous distribution; overwritten.
     n_iter : int, default=2
 
     Returns
@@ -26,9 +26,10 @@ def spectral_start(rows, cols, V, *, n_iter=2):
     V : ndarray of shape (m, k)
         Its columns have the norm that balances both sides for the largest singular value.
     """
-    k, random = V.shape[1], V - V.mean()
+    k = V.shape[1]
+    V -= V.mean()
     rows, cols = rows.to_solve_equally(), cols.to_solve_equally()
-    U, V = rows.factors, random.copy()
+    U, random = rows.factors, V.copy()
     cols.factors = V
     frame = np.eye(k)  # in any coordinates, U and V have the basis that is looked for in common
     for _ in range(n_iter):

@@ -100,17 +100,17 @@ class Side:
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
         self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype)
-        self.factors, self.start = np.zeros((n, k), X.dtype), kernels.ZERO
+        self.factors, self.start = empty_lines((n, k), X.dtype), kernels.ZERO
 
     def _set_plan(self, solver):
         indptr = self.items.indptr
         self.plan, self.shards, self._work = make_plan(indptr, self._ratio, self.k, solver)
 
-    def to_solve_exactly(self):
-        """Return the same items, with factors of their own, to be solved exactly."""
+    def to_solve_exactly(self, factors):
+        """Return the same items, to be solved exactly, with room for their factors."""
         other = copy.copy(self)
         other._set_plan("exact")
-        other.factors, other.start = np.zeros_like(self.factors), kernels.ZERO
+        other.factors, other.start = factors, kernels.ZERO
         return other
 
     def to_solve_equally(self):
@@ -128,7 +128,7 @@ class Side:
         """Return the regularization term of the factors."""
         return self.objective.penalty(self.factors, self.mass)
 
-    def sweep(self, fixed, *, rough=False, frame=None):
+    def sweep(self, fixed, *, rough=False, frame=None, spend=False):
         """Solve every item with the factors of the other side fixed.
 
         Parameters
@@ -141,6 +141,9 @@ class Side:
         frame : ndarray of shape (k, k), default=None
             If given, both sides are left in the eigenbasis of the fixed side, and `frame` is
             multiplied by this rotation: a fit has no reason to rotate back after each sweep.
+        spend : bool, default=False
+            Whether the fixed factors may be lost: where they are rounded, it is done in their
+            place.
 
         Returns
         -------
@@ -170,6 +173,7 @@ class Side:
                 spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
             n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
             in_place = w0 > 0 and frame is None  # a copy of the factors already
+            in_place = in_place or (spend and bool(n_bytes))
             shared = _fix(basis, spectrum, scale, self.other_weights, w0, n_bytes, in_place, run)
             scratch = kernels.empty_scratch(self.plan, k, factors.dtype, run.n_threads)
             args = (items, shared, self.plan, self.start, self.duals, factors, objectives, squares)
@@ -198,16 +202,21 @@ def empty_duals(n, nnz, dtype):
 def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
     """Return the fixed side for the kernels, given its factors in their eigenbasis.
 
-    float32 factors are rounded to so many bytes, if any.
+    float32 factors are rounded to so many bytes, if any; if in place, `basis` is overwritten.
     """
     (m, k), dtype = basis.shape, basis.dtype
     width, steps = whole_lines(k, basis), np.empty(0, dtype)
     arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
     if n_bytes and dtype == np.float32:
-        arrays[n_bytes] = codes = empty_lines((m, width), arrays[n_bytes].dtype)
-        codes[:, k:] = 0
+        code = arrays[n_bytes].dtype
+        if in_place and width * n_bytes <= k * basis.itemsize:
+            codes = basis.view(code)  # of each row, the first part
+        else:
+            codes = empty_lines((m, width), code)
+        arrays[n_bytes] = codes
         steps = np.empty(m, dtype)
         encode(basis, scale, codes, steps, run)
+        codes[:, k:width] = 0
     else:
         arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
         arrays[0][:, k:] = 0
