@@ -2,6 +2,13 @@
 
 from importlib.util import find_spec
 
-NEEDED = {"wals/callbacks.py": "sklearn.callback", "wals/plotting.py": "matplotlib"}
+NEEDED = {"callbacks.py": "sklearn.callback", "plotting.py": "matplotlib"}
+MISSING = {file for file, module in NEEDED.items() if find_spec(module) is None}
 
-collect_ignore = [file for file, module in NEEDED.items() if find_spec(module) is None]
+
+def pytest_collection_modifyitems(items):
+    items[:] = [
+        item
+        for item in items
+        if not (item.path.parent.name == "wals" and item.path.name in MISSING)
+    ]

@@ -213,6 +213,17 @@ def lanes_of_line(typingctx, A):
     return types.intp(A), codegen
 
 
+@intrinsic
+def epsilon(typingctx, A):
+    """Return the relative precision of the numbers of A: what np.finfo takes longer to compile."""
+    value = np.finfo(np.dtype(str(A.dtype))).eps
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(A.dtype, float(value))
+
+    return A.dtype(A), codegen
+
+
 def _spread(builder, number, vector):
     """Return a vector of this LLVM type, all of its numbers the same."""
     int32, undefined = ir.IntType(32), ir.Constant(vector, ir.Undefined)
@@ -441,6 +452,9 @@ if config.DISABLE_JIT:
 
     def lanes_of_line(A):
         return LINE // A.itemsize
+
+    def epsilon(A):
+        return np.finfo(A.dtype).eps
 
     def load(A, at):
         return _load_numbers(A, at, lanes(A), A.dtype)

@@ -27,6 +27,7 @@ from .compile import (
     SHARD,
     THREAD,
     empty_lines,
+    epsilon,
     fill,
     in_threads,
     jit,
@@ -250,8 +251,7 @@ def _gather_rows(start, stop, indices, rows, steps, panel):
             panel[t, c] = 0
 
 
-@jit_inline
-def _gather(items, fixed, i, start, stop, panel, extra, target):
+def _gather_entries(items, fixed, i, start, stop, panel, extra, target):
     """Gather p_j, e_j and a_j of the stored entries start:stop of item i, and zeros that pad them.
 
     Returns how many places that takes.
@@ -277,6 +277,10 @@ def _gather(items, fixed, i, start, stop, panel, extra, target):
     else:
         _gather_rows(start, stop, items.indices, fixed.factors, fixed.steps, panel)
     return padded(stop - start)
+
+
+#: Where every item is gathered, and where few are: a call, which is compiled once.
+_gather, _gather_again = jit_inline(_gather_entries), jit_item(_gather_entries)
 
 
 @jit_inline
@@ -307,7 +311,9 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
         else:
             for top in range(start, stop, plan.strip):
                 bottom = min(top + plan.strip, stop)
-                count = _gather(items, fixed, i, top, bottom, panel, work.extra, work.target)
+                count = _gather_again(
+                    items, fixed, i, top, bottom, panel, work.extra, work.target
+                )
                 add_normal_product(work.panel, count, work.extra, p, work.coef[top - start :], q)
         sums = zero
         for c in range(0, x.size, lanes(x)):
@@ -395,7 +401,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
+            _gather_again(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         count = padded(bottom - top)
         if not at_zero:
             set_products(work.panel, count, x, products)
@@ -423,7 +429,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
     for top in range(start, stop, plan.chunk):
         bottom = min(top + plan.chunk, stop)
         if stop - start > plan.chunk:
-            _gather(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
+            _gather_again(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         add_gram(system, work.panel, padded(bottom - top), work.extra)
     for c in range(k, len(system)):
         system[c, c] = system[0, 0]  # no smaller or larger than what matters
@@ -507,7 +513,7 @@ def _solve_exact(items, fixed, plan, i, start, stop, path, work):
         factorised = _factorise_primal(items, fixed, plan, i, start, stop, work)
     if not factorised:
         return np.nan
-    enough = (np.finfo(x.dtype).eps / 4) ** 2
+    enough = (epsilon(x) / 4) ** 2
     previous = np.inf
     for correction in range(_MAX_CORRECTIONS):
         at_zero = correction == 0 and path != DUAL

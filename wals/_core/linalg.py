@@ -13,6 +13,7 @@ import numpy as np
 from .compile import (
     REGISTER,
     empty_lines,
+    epsilon,
     fill,
     fill_eight,
     jit,
@@ -89,7 +90,7 @@ def factorise(A, n, coef):
     floor, step = A.dtype.type(0), lanes(A)
     for i in range(n):
         floor = max(floor, A[i, i])
-    floor *= A.dtype.type(n) * np.finfo(A.dtype).eps
+    floor *= A.dtype.type(n) * epsilon(A)
     for top in range(0, n, 8):
         left = top // step * step
         for j in range(left, n, step):
