@@ -7,6 +7,7 @@ MISSING = {file for file, module in NEEDED.items() if find_spec(module) is None}
 
 
 def pytest_collection_modifyitems(items):
+    """Leave out the examples of modules that lack something."""
     items[:] = [
         item
         for item in items

@@ -1,8 +1,9 @@
-"""Scenarios of threads and processes, each run by test_parallel in a process of its own.
+"""Scenarios of threads and processes, run by test_parallel in processes of their own.
 
-    python parallel_scenarios.py SCENARIO
+    python parallel_scenarios.py SCENARIO [SCENARIO ...]
 
-ends with exit code 0 if all results are right.
+prints "begin SCENARIO" before each, and "passed SCENARIO" after it if all results are right; what
+follows a failure is run all the same. Ends with exit code 0, unless the process itself fails.
 """
 
 import multiprocessing
@@ -24,8 +25,6 @@ from wals import WALS
 from wals._core import parallel
 from wals._core.parallel import effective_n_threads
 
-# Let threads share even the small problems of these scenarios.
-parallel._WORK_PER_THREAD = 1
 X = sp.random(300, 120, 0.1, format="csr", random_state=0, dtype=np.float32)
 
 
@@ -156,8 +155,9 @@ def _fit_and_count_threads(_):
 def pool():
     """Daemonic workers of a pool use one thread each."""
     expected = digest(make().fit(X)), 1
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(2) as workers:
+    # What is spawned shares nothing with its like: one is enough.
+    for method, n_workers in (("fork", 2), ("spawn", 1)):
+        with multiprocessing.get_context(method).Pool(n_workers) as workers:
             assert workers.map(_fit_and_count_threads, range(4)) == [expected] * 4
 
 
@@ -179,5 +179,15 @@ def n_jobs():
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]]()
-    assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+    # Let threads share even the small problems of these scenarios. (Not where pytest imports this
+    # module to look for examples.)
+    parallel._WORK_PER_THREAD = 1
+    for name in sys.argv[1:]:
+        print("begin", name, flush=True)
+        try:
+            globals()[name]()
+            assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+        else:
+            print("passed", name, flush=True)

@@ -356,11 +356,22 @@ def test_grid_search(X, model, split, n_jobs):
 # --------------------------------------------------------------------------------- early stopping
 
 
-def reference_stop(X, fold_in, held_out, score, patience, **options):
+@pytest.fixture(scope="module")
+def fit_anew(split):
+    """Return a function that fits the training part; what is fitted again, is remembered."""
+
+    @functools.cache
+    def fit_anew(max_iter, **options):
+        return WALS(max_iter=max_iter, **options).fit(split[0])
+
+    return fit_anew
+
+
+def reference_stop(fit, fold_in, held_out, score, patience):
     """Fit anew for each number of iterations; return the scores, and the best iteration."""
     scores = []
     while len(scores) - (np.argmax(scores) + 1 if scores else 0) < patience and len(scores) < 20:
-        scores.append(score(WALS(max_iter=len(scores) + 1, **options).fit(X), fold_in, held_out))
+        scores.append(score(fit(len(scores) + 1), fold_in, held_out))
     return scores, int(np.argmax(scores)) + 1
 
 
@@ -382,17 +393,20 @@ def neg_rmse(model, fold_in, held_out):
 @pytest.mark.parametrize(
     ("metric", "score", "k"), [("ndcg@10", ndcg, 24), ("neg_rmse", neg_rmse, 3)]
 )
-def test_stops_where_a_plain_loop_does(split, solver, patience, restore_best, metric, score, k):
+def test_stops_where_a_plain_loop_does(
+    split, fit_anew, solver, patience, restore_best, metric, score, k
+):
     train, held_out = split
     options = {"n_components": k, "regularization": 0.1, "solver": solver, "random_state": 3}
-    expected, best = reference_stop(train, train, held_out, score, patience, **options)
+    fit = functools.partial(fit_anew, **options)
+    expected, best = reference_stop(fit, train, held_out, score, patience)
     stopping = EarlyStopping(train, held_out, metric, patience=patience, restore_best=restore_best)
     model = WALS(max_iter=20, **options).set_callbacks(stopping).fit(train)
     assert_allclose(stopping.scores_, expected, rtol=1e-7)
     assert stopping.best_iteration_ == best
     assert stopping.best_score_ == max(stopping.scores_)
     n_iter = best if restore_best else len(expected)
-    assert_same_fit(model, WALS(max_iter=n_iter, **options).fit(train))
+    assert_same_fit(model, fit(n_iter))
     assert score(model, train, held_out) == pytest.approx(stopping.scores_[n_iter - 1], rel=1e-7)
 
 

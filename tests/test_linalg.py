@@ -1,5 +1,7 @@
 """The building blocks against NumPy, and all kernels against themselves without compilation."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from wals._core import linalg
+from wals._core import linalg, plan
 from wals._core.compile import empty_lines, whole_lines
 
 DTYPES = [np.float32, np.float64]
@@ -180,9 +182,9 @@ FIT = """
 import numpy as np, scipy.sparse as sp
 import wals._core.plan as plan
 from wals import WALS
-plan._PANEL_SIZE, plan._STRIP_SIZE = 300, 90  # the first row takes several
-X = sp.random(9, 600, 0.4, format="csr", random_state=0)
-X[0] = 1.0
+plan._PANEL_SIZE, plan._STRIP_SIZE = 100, 90  # the first row takes several
+X = sp.random(5, 150, 0.4, format="csr", random_state=0)
+X = sp.csr_array(sp.vstack([np.ones((1, 150)), X]))
 for data in (X, X.T.tocsr(), X[:, :9]):
     for solver in ("exact", "auto", "cg"):
         for w0 in (0.0, 0.1):
@@ -191,14 +193,20 @@ for data in (X, X.T.tocsr(), X[:, :9]):
 """
 
 
-def test_kernels_without_compilation():
-    losses = []
-    for disabled in ("0", "1"):
-        env = {**os.environ, "NUMBA_DISABLE_JIT": disabled}
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-        run = subprocess.run(
-            [sys.executable, "-c", FIT], env=env, capture_output=True, text=True, check=True
-        )
-        losses.append(np.array([line.split() for line in run.stdout.splitlines()], dtype=float))
-    assert losses[0].shape == (18, 3)
-    assert_allclose(losses[1], losses[0], rtol=1e-11)
+def test_kernels_without_compilation(monkeypatch):
+    assert not numba.config.DISABLE_JIT
+    for name in ("_PANEL_SIZE", "_STRIP_SIZE"):
+        monkeypatch.setattr(plan, name, getattr(plan, name))  # restored afterwards
+    with contextlib.redirect_stdout(io.StringIO()) as compiled:
+        exec(FIT, {})
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    run = subprocess.run(
+        [sys.executable, "-c", FIT], env=env, capture_output=True, text=True, check=True
+    )
+    expected, actual = (
+        np.array([line.split() for line in out.splitlines()], dtype=float)
+        for out in (compiled.getvalue(), run.stdout)
+    )
+    assert expected.shape == (18, 3)
+    assert_allclose(actual, expected, rtol=1e-11)

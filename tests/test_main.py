@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -299,31 +300,33 @@ def test_clip(text, clipped):
     assert _clip(text, 10) == clipped
 
 
-def run_process(folder, *argv, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "wals", *argv],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(wals.__file__).parents[1])},
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        **kwargs,
-    )
-
-
-def test_as_a_process(tmp_path):
+def test_as_a_module(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.csv").write_text("1,2,3\n4,5,six\n")
-    result = run_process(tmp_path, "bad.csv", stdout=subprocess.PIPE)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr == f"{_PROG}: error: bad.csv: line 2: value 'six' is not a number\n"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["wals", "bad.csv"])
+    monkeypatch.delitem(sys.modules, "wals.__main__")  # else runpy warns that there are two
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("wals", run_name="__main__", alter_sys=True)
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{_PROG}: error: bad.csv: line 2: value 'six' is not a number\n"
 
 
 def test_nobody_reads_the_output(tmp_path):
+    """As a process of its own: what it returns, and that nothing else is said."""
     (tmp_path / "tiny.csv").write_text("1,2\n")
     reader, writer = os.pipe()
     os.close(reader)
-    result = run_process(tmp_path, "tiny.csv", *QUICK, stdout=writer)
+    result = subprocess.run(
+        [sys.executable, "-m", "wals", "tiny.csv", *QUICK],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(wals.__file__).parents[1])},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     os.close(writer)
     assert result.returncode == 141
     assert result.stderr == ""

@@ -637,26 +637,29 @@ def test_metadata_routing_slices_weights(X, model, weighted, kind):
         ]
         iterations = {"resource": "max_iter", "min_resources": 3, "max_resources": 3}
         searches.append(HalvingGridSearchCV(model, {}, cv=3, scoring=scorer, **iterations))
+        expected = []
+        for train, test in KFold(3).split(X):
+            fitted = clone(model).fit(
+                X[train], row_weights=row_weights[train], entry_weights=entry_weights[train]
+            )
+            score = scorer(fitted, X[test], row_weights=row_weights[test])
+            # Each of the weights makes a difference.
+            assert score != scorer(fitted, X[test])
+            assert score != scorer(
+                clone(model).fit(X[train], row_weights=row_weights[train]),
+                X[test],
+                row_weights=row_weights[test],
+            )
+            expected.append(score)
         for search in searches:
             search = clone(search).fit(X, **metadata)
-            for fold, (train, test) in enumerate(KFold(3).split(X)):
-                fitted = clone(model).fit(
-                    X[train], row_weights=row_weights[train], entry_weights=entry_weights[train]
-                )
-                score = scorer(fitted, X[test], row_weights=row_weights[test])
+            for fold, score in enumerate(expected):
                 assert search.cv_results_[f"split{fold}_test_score"][0] == score
-                # Each of the weights makes a difference.
-                assert score != scorer(fitted, X[test])
-                assert score != scorer(
-                    clone(model).fit(X[train], row_weights=row_weights[train]),
-                    X[test],
-                    row_weights=row_weights[test],
-                )
             assert search.score(X, row_weights=row_weights) == scorer(
                 search.best_estimator_, X, row_weights=row_weights
             )
         scores = cross_val_score(model, X, cv=3, scoring=scorer, params=metadata)
-        assert scores[-1] == score
+        assert scores[-1] == expected[-1]
 
 
 def test_row_weights_have_to_be_requested(X, model, weighted):

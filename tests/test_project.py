@@ -32,8 +32,8 @@ def test_readme_commands_are_those_of_continuous_integration():
         r"^    (pip install .*)$", (ROOT / "README.rst").read_text(), re.MULTILINE
     )
     assert commands == [
-        "pip install . && python -m wals",
-        'pip install ".[test]" && python -m pytest',
+        "pip install . && python -P -m wals",
+        'pip install ".[test]" && python -P -m pytest',
     ]
 
 
@@ -52,8 +52,10 @@ def test_public_names_are_documented(name):
             assert value.__doc__, public
 
 
-def test_import_compiles_nothing():
+def test_import_compiles_nothing_and_does_not_load_matplotlib():
     code = (
+        "import sys, wals.plotting, wals.callbacks\n"
+        "assert 'matplotlib' not in sys.modules\n"
         "import wals, wals._core.kernels as k, wals._core.passes as p\n"
         "kernels = (vars(k) | vars(p)).values()\n"
         "assert not any(f.signatures for f in kernels if hasattr(f, 'signatures'))\n"

@@ -75,7 +75,7 @@ def _parser():
             f"{_HELD_OUT:.0%} of the entries are held out: recommendations made from the rest "
             "should find them again, and do so better than plain popularity."
         ),
-        epilog="The first run on a machine compiles, for a quarter of a minute or so; later runs "
+        epilog="The first run on a machine compiles, for half a minute or less; later runs "
         "start at once.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=80),
         add_help=False,

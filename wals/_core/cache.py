@@ -147,9 +147,9 @@ class _Compilation:
         if not self.warned:
             self.warned = True
             warnings.warn(
-                f"{problem}, so that every process compiles for itself, for a quarter of a minute "
-                "or more. Set the environment variable NUMBA_CACHE_DIR to a folder that can be "
-                "written to, or run `python -m wals --compile` once where the package can be.",
+                f"{problem}, so that every process compiles for itself, for half a minute or less. "
+                "Set the environment variable NUMBA_CACHE_DIR to a folder that can be written to, "
+                "or run `python -m wals --compile` once where the package can be.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -311,9 +311,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
         else:
             for top in range(start, stop, plan.strip):
                 bottom = min(top + plan.strip, stop)
-                count = _gather_again(
-                    items, fixed, i, top, bottom, panel, work.extra, work.target
-                )
+                count = _gather_again(items, fixed, i, top, bottom, panel, work.extra, work.target)
                 add_normal_product(work.panel, count, work.extra, p, work.coef[top - start :], q)
         sums = zero
         for c in range(0, x.size, lanes(x)):
