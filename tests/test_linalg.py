@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numba
 import numpy as np
@@ -12,9 +13,16 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from wals._core import linalg, plan
-from wals._core.compile import empty_lines, whole_lines
+from wals._core.compile import callable_from_python, empty_lines, whole_lines
 
 DTYPES = [np.float32, np.float64]
+blocks = SimpleNamespace(
+    **{
+        name: callable_from_python(function)
+        for name, function in vars(linalg).items()
+        if hasattr(function, "py_func")
+    }
+)
 SIZES = [1, 3, 8, 13, 16, 17, 32, 65, 100]
 COUNTS = [0, 8, 24, 112]
 
@@ -59,7 +67,7 @@ def test_add_gram(n, count, dtype):
     P = with_whole_lines(rng.normal(size=(count + 2, n)), dtype)
     coef = rng.uniform(size=count).astype(dtype)
     A = np.eye(P.shape[1] + 1, dtype=dtype)[:, :-1].copy()
-    linalg.add_gram(A, P, count, coef)
+    blocks.add_gram(A, P, count, coef)
     expected = np.eye(P.shape[1]) + (P[:count].T * coef) @ P[:count].astype(np.float64)
     assert_allclose(symmetric(A[:-1]), expected, rtol=0, atol=tolerance(dtype) * max(count, 1))
     assert_array_equal(A[-1], 0)
@@ -73,13 +81,13 @@ def test_factorise(n, dtype):
     A = R.T @ R + np.eye(n)
     W, coef = np.full((n, n + 16), np.nan, dtype), np.empty(n, dtype)
     W[:, :n] = A
-    assert linalg.factorise(W, n, coef)
+    assert blocks.factorise(W, n, coef)
     upper = np.triu(W[:, :n]).astype(np.float64)
     assert_allclose(coef, -1 / np.diag(upper), rtol=tolerance(dtype))
     product = upper.T / np.diag(upper) @ upper
     assert_allclose(product, A, rtol=0, atol=tolerance(dtype) * np.abs(A).max())
     x = b.astype(dtype)
-    linalg.solve_factorised(W, n, coef, x)
+    blocks.solve_factorised(W, n, coef, x)
     assert_allclose(x, np.linalg.solve(A, b), atol=tolerance(dtype) * 10)
 
 
@@ -87,10 +95,10 @@ def test_factorise(n, dtype):
 @pytest.mark.parametrize("n", [16, 32])
 def test_factorise_tells_singular_matrices(n, dtype):
     r, coef = np.arange(1, n + 1, dtype=dtype), np.empty(n, dtype)
-    assert not linalg.factorise(np.outer(r, r), n, coef)
-    assert not linalg.factorise(np.zeros((n, n), dtype=dtype), n, coef)
-    assert not linalg.factorise(np.full((n, n), np.nan, dtype=dtype), n, coef)
-    assert not linalg.factorise(-np.eye(n, dtype=dtype), n, coef)
+    assert not blocks.factorise(np.outer(r, r), n, coef)
+    assert not blocks.factorise(np.zeros((n, n), dtype=dtype), n, coef)
+    assert not blocks.factorise(np.full((n, n), np.nan, dtype=dtype), n, coef)
+    assert not blocks.factorise(-np.eye(n, dtype=dtype), n, coef)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -109,31 +117,31 @@ def test_products_with_panels(k, count, dtype):
         assert_allclose(actual, expected, rtol=0, atol=tolerance(dtype) * size)
 
     out = start.copy()
-    linalg.add_normal_product(panel, count, e, x, coef, out)
+    blocks.add_normal_product(panel, count, e, x, coef, out)
     check(out, start + P.T @ (E * (P @ x)))
 
     out = start.copy()
-    objective = linalg.add_residual(panel, count, e, a, w0, x, coef, out)
+    objective = blocks.add_residual(panel, count, e, a, w0, x, coef, out)
     check(coef, (w0 + E) * A - E * (P @ x))
     check(out, start + P.T @ ((w0 + E) * A - E * (P @ x)))
     expected = np.sum((w0 + E) * (A - P @ x) ** 2 - w0 * (P @ x) ** 2)
     assert_allclose(objective, expected, rtol=tolerance(dtype), atol=tolerance(dtype))
 
     out = start.copy()
-    linalg.add_combination(panel, count, e, out)
+    blocks.add_combination(panel, count, e, out)
     check(out, start + E @ P)
 
     out = np.full(count + 1, 7, dtype=dtype)
-    linalg.set_products(panel, count, x, out)
+    blocks.set_products(panel, count, x, out)
     check(out, [*(P @ x), 7])
 
     exact = np.full(count + 1, 7.0)
-    linalg.set_products(panel, count, x.astype(np.float64), exact)
+    blocks.set_products(panel, count, x.astype(np.float64), exact)
     assert_allclose(exact[:-1], P @ x, rtol=0, atol=tolerance(np.float64))
 
     first, out = min(8, count), np.full((4, count + 1), 7, dtype=dtype)
     four = with_whole_lines(rng.normal(size=(4, k)), dtype)
-    linalg.set_products_of_four(four, panel, first, count, out)
+    blocks.set_products_of_four(four, panel, first, count, out)
     check(out[:, first:-1], four.astype(np.float64) @ P[first:].T)
     assert_array_equal(out[:, :first], 7)
     assert_array_equal(out[:, -1], 7)
@@ -149,10 +157,10 @@ def test_multiply(n, depth, dtype):
     A[:36] = rng.normal(size=(36, depth))
     panels = linalg.empty_panels(depth, n, dtype)
     panels[:] = np.nan
-    linalg.set_panels(np.pad(B, [(0, 0), (0, panels.shape[0] * panels.shape[2] - n)]), panels)
+    blocks.set_panels(np.pad(B, [(0, 0), (0, panels.shape[0] * panels.shape[2] - n)]), panels)
     assert_array_equal(linalg.in_panels(B), panels)
     out = np.full((37, panels.shape[0] * panels.shape[2]), 7, dtype=dtype)
-    linalg.multiply(A, count, panels, False, out)
+    blocks.multiply(A, count, panels, count, out)
     check = {"rtol": 0, "atol": tolerance(dtype) * depth}
     assert_allclose(out[:36, :n], A[:36].astype(np.float64) @ B, **check)
     assert_array_equal(out[:36, n:], 0)
@@ -166,16 +174,16 @@ def test_multiply_with_the_transpose(n, dtype):
     panels = linalg.empty_panels(24, n, dtype)
     width = panels.shape[0] * panels.shape[2]
     block = rng.normal(size=(24, width + 6)).astype(dtype)
-    linalg.set_panels(block, panels)
+    blocks.set_panels(block, panels)
     out = np.full((width + 6, width), np.nan, dtype=dtype)
-    linalg.multiply(block.T, n, panels, True, out)
+    blocks.multiply(block.T.copy(), n, panels, panels.shape[2], out)
     expected = block[:, :n].T.astype(np.float64) @ block[:, :n]
     assert_allclose(symmetric(out[:n, :n]), expected, rtol=0, atol=24 * tolerance(dtype))
 
 
 def test_dot_is_summed_in_double_precision():
     a, b = np.full(1000, 1e30, dtype=np.float32), np.full(1000, 1e30, dtype=np.float32)
-    assert linalg.dot(a, b) == pytest.approx(1e63, rel=1e-6)
+    assert blocks.dot(a, b) == pytest.approx(1e63, rel=1e-6)
 
 
 FIT = """

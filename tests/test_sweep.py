@@ -2,7 +2,6 @@
 
 import copy
 
-import numba
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -11,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from wals import WALS
 from wals._alternate import Momentum
 from wals._core import kernels, passes
+from wals._core.compile import callable_from_python
 from wals._core.parallel import effective_n_threads, parallel_section
 from wals._core.plan import make_plan
 from wals._core.sweep import Objective, Side
@@ -66,7 +66,7 @@ def test_codes_are_close_to_each_row(k, width, spread, code, steps_to_largest):
     with parallel_section(1, 1) as run:
         passes.encode(V, scale, codes, steps, run)
     exact, panel = V * scale, np.full((57, width), 7, np.float32)
-    kernels._gather_rows(0, 50, np.arange(50), codes, steps, panel)
+    callable_from_python(kernels._gather_rows)(0, 50, np.arange(50), codes, steps, panel)
     assert_allclose(panel[:50], steps[:, None] * codes, rtol=1e-6)
     assert_array_equal(panel[:50, k:], 0)
     assert_array_equal(panel[50:56], 0)  # a multiple of eight rows
@@ -168,8 +168,7 @@ def test_duals_are_close(dtype):
     coef = rng.normal(size=(4, 50)).astype(dtype)
     coef[1], coef[2, 3], coef[3] = 0, np.inf, 1e-38
     duals = kernels.Duals(np.full(210, 5, np.int8), np.full(4, np.nan, dtype))
-    # Compiled once more, since they cannot be called from Python.
-    keep, recall = (numba.njit(f.py_func) for f in (kernels._keep, kernels._recall))
+    keep, recall = map(callable_from_python, (kernels._keep, kernels._recall))
     for i in range(4):
         keep(coef[i], duals, i, 50 * i, 50 * i + 50)
     assert np.abs(duals.codes[:50]).max() == 127

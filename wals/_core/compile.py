@@ -34,17 +34,24 @@ _OPTIONS = {
     "fastmath": set(_FASTMATH),
     "no_cfunc_wrapper": True,
 }
+#: For what no Python code calls, which would be a call of address 0: what Python needs to hand
+#: arrays over takes as long to compile as a short function. `callable_from_python` is for tests.
+_INTERNAL = {**_OPTIONS, "no_cpython_wrapper": True}
 #: For building blocks. Each is compiled by itself, and once more with every function that calls it.
-jit = njit(**_OPTIONS)
+jit = njit(**_INTERNAL)
 #: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling. They are
 #: compiled once for each call, as a part of the function that calls them.
-jit_inline = njit(**_OPTIONS, inline="always")
-#: For functions that allocate nothing, and that no Python code calls: it would be a call of address
-#: 0. Counting references to the arrays in a tuple takes longer than to solve a short item, and what
-#: Python needs to hand such tuples over takes as long to compile as the function.
-jit_item = njit(**_OPTIONS, _nrt=False, no_cpython_wrapper=True)
+jit_inline = njit(**_INTERNAL, inline="always")
+#: For functions of tuples. Counting references to the arrays in one takes longer than to solve a
+#: short item; without, nothing can be allocated.
+jit_item = njit(**_INTERNAL, _nrt=False)
 #: What `taken` counts: shards that have been taken, and threads that have begun.
 SHARD, THREAD = 0, 1
+
+
+def callable_from_python(function):
+    """Return a building block, compiled so that Python can call it."""
+    return njit(**_OPTIONS)(function.py_func) if hasattr(function, "py_func") else function
 
 
 def kernel(function):
@@ -211,6 +218,20 @@ def lanes_of_line(typingctx, A):
         return context.get_constant(types.intp, count)
 
     return types.intp(A), codegen
+
+
+@intrinsic
+def least(typingctx, a, b):
+    """Return the smaller of two integers: what `min` takes longer to compile."""
+
+    def codegen(context, builder, signature, args):
+        a, b = (
+            context.cast(builder, value, typ, types.int64)
+            for value, typ in zip(args, signature.args, strict=True)
+        )
+        return builder.select(builder.icmp_signed("<", a, b), a, b)
+
+    return types.int64(a, b), codegen
 
 
 @intrinsic
@@ -452,6 +473,8 @@ if config.DISABLE_JIT:
 
     def lanes_of_line(A):
         return LINE // A.itemsize
+
+    least = min
 
     def epsilon(A):
         return np.finfo(A.dtype).eps

@@ -36,6 +36,7 @@ from .compile import (
     kernel,
     lanes,
     lanes_of_line,
+    least,
     load,
     load_as,
     prefetch,
@@ -233,7 +234,7 @@ def _gather_rows(start, stop, indices, rows, steps, panel):
     whole, final = width // line * line, indices.size - 1
     for t in range(np.uint64(stop - start)):
         j = np.uint64(indices[start + t])
-        ahead = np.uint64(indices[min(start + np.int64(t) + _AHEAD, final)])
+        ahead = np.uint64(indices[least(start + np.int64(t) + _AHEAD, final)])
         step = panel.dtype.type(1)
         if steps.size:
             prefetch(steps, ahead)
@@ -310,7 +311,7 @@ def _take_cg_steps(items, fixed, plan, i, start, stop, tol, objective, x, work):
             add_normal_product(work.panel, padded(stop - start), work.extra, p, work.coef, q)
         else:
             for top in range(start, stop, plan.strip):
-                bottom = min(top + plan.strip, stop)
+                bottom = least(top + plan.strip, stop)
                 count = _gather_again(items, fixed, i, top, bottom, panel, work.extra, work.target)
                 add_normal_product(work.panel, count, work.extra, p, work.coef[top - start :], q)
         sums = zero
@@ -363,7 +364,7 @@ def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
     kept, objective = stop - start <= plan.chunk, 0.0
     if origin == DUALS:
         for top in range(start, stop, plan.strip):
-            at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
+            at, bottom = top - start if kept else 0, least(top + plan.strip, stop)
             panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
             count = _gather(items, fixed, i, top, bottom, panel, extra, target)
             add_combination(panel, count, work.duals[top - start :], x)
@@ -373,7 +374,7 @@ def _solve_cg(items, fixed, plan, i, start, stop, origin, work):
         r[c] = -work.diagonal[c] * x[c]
         objective -= np.float64(x[c]) * r[c]
     for top in range(start, stop, plan.strip):
-        at, bottom = top - start if kept else 0, min(top + plan.strip, stop)
+        at, bottom = top - start if kept else 0, least(top + plan.strip, stop)
         panel, extra, target = work.panel[at:], work.extra[at:], work.target[at:]
         if origin != DUALS or not kept:  # not gathered above, or no longer there
             _gather(items, fixed, i, top, bottom, panel, extra, target)
@@ -397,7 +398,7 @@ def _set_residual(items, fixed, plan, i, start, stop, at_zero, work):
         exact_r[c] = -work.diagonal[c] * x[c]
         objective -= exact_r[c] * x[c]
     for top in range(start, stop, plan.chunk):
-        bottom = min(top + plan.chunk, stop)
+        bottom = least(top + plan.chunk, stop)
         if stop - start > plan.chunk:
             _gather_again(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         count = padded(bottom - top)
@@ -425,7 +426,7 @@ def _factorise_primal(items, fixed, plan, i, start, stop, work):
             system[c, d] = 0
         system[c, c] = work.diagonal[c]
     for top in range(start, stop, plan.chunk):
-        bottom = min(top + plan.chunk, stop)
+        bottom = least(top + plan.chunk, stop)
         if stop - start > plan.chunk:
             _gather_again(items, fixed, i, top, bottom, work.panel, work.extra, work.target)
         add_gram(system, work.panel, padded(bottom - top), work.extra)
@@ -456,7 +457,7 @@ def _solve_dual(fixed, size, work):
             for u in range(t, count):
                 system[t + r, u] *= root[u]
     for t in range(whole):
-        for u in range(max(t, count), whole):
+        for u in range(count if count > t else t, whole):
             system[t, u] = 0
         system[t, t] = 1 + system[t, t] if t < size else 1
     if not factorise(system, whole, work.pivots):

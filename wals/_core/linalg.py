@@ -19,6 +19,7 @@ from .compile import (
     jit,
     jit_inline,
     lanes,
+    least,
     load,
     load_as,
     load_eight,
@@ -72,9 +73,9 @@ def _add_to_tile(A, i, j, P, first, last, coef):
 @jit
 def add_gram(A, P, count, coef):
     """Add sum_t coef_t p_t p_t^T to the upper triangle of A; what is below is undefined."""
-    rows = max(_NEAR // A.shape[1], 16)
+    rows = _NEAR // A.shape[1] if _NEAR // A.shape[1] > 16 else 16
     for first in range(0, count, rows):
-        last = min(first + rows, count)
+        last = least(first + rows, count)
         for i in range(0, A.shape[1], 8):
             for j in range(i // lanes(A) * lanes(A), A.shape[1], lanes(A)):
                 _add_to_tile(A, i, j, P, first, last, coef)
@@ -321,14 +322,15 @@ def _set_tile(A, i, panels, p, out):
 
 
 @jit
-def multiply(A, count, panels, symmetric, out):
+def multiply(A, count, panels, rows, out):
     """Set the first rows of out to those of A B, B being in panels; see `set_panels`.
 
-    A and out have as many rows as `count`, rounded up to a multiple of 6. Of a symmetric product,
-    what is below the diagonal is undefined.
+    A and out have as many rows as `count`, rounded up to a multiple of 6. The first panel takes so
+    many rows, and each more as many more: `count` for all of the product, the columns of a panel
+    for what is not below the diagonal, which is undefined then.
     """
     for p in range(panels.shape[0]):
-        last = min(count, (p + 1) * panels.shape[2]) if symmetric else count
+        last = least(count, (p + 1) * rows)
         for i in range(0, last, 6):
             _set_tile(A, i, panels, p, out)
 
@@ -346,5 +348,5 @@ def dot(a, b):
 def copy_rows(source, i, target, j, count):
     """Copy rows i, i + 1, ... of one matrix to rows j, j + 1, ... of another, as far as both go."""
     for t in range(count):
-        for c in range(min(source.shape[1], target.shape[1])):
+        for c in range(least(source.shape[1], target.shape[1])):
             target[j + t, c] = source[i + t, c]

@@ -75,27 +75,32 @@ def encode(V, scale, codes, steps, run):
 
 
 @kernel
-def _gram(n_threads, taken, shards, part_size, V, blocks, panels, products, parts):
+def _gram(n_threads, taken, shards, part_size, V, blocks, turned, panels, products, parts):
     if n_threads > 1:
         in_threads(n_threads, *this_call())
         return
     t, k = take(taken, THREAD), V.shape[1]
-    block, panel, product = blocks[t], panels[t], products[t]
+    block, across, panel, product = blocks[t], turned[t], panels[t], products[t]
     s = take(taken, SHARD)
     while s < len(shards):
         for p in range(shards[s, 0], shards[s, 1]):
             for c in range(k):
                 for d in range(k):
                     parts[p, c, d] = 0
-            stop = min((p + 1) * part_size, V.shape[0])
+            stop = (p + 1) * part_size
+            if stop > V.shape[0]:
+                stop = V.shape[0]
             for top in range(p * part_size, stop, _BLOCK):
-                count = min(_BLOCK, stop - top)
+                count = _BLOCK if stop - top > _BLOCK else stop - top
                 copy_rows(V, top, block, 0, count)
                 for r in range(count, _BLOCK):
                     for c in range(k):
                         block[r, c] = 0
+                for r in range(_BLOCK):
+                    for c in range(k):
+                        across[c, r] = block[r, c]
                 set_panels(block, panel)
-                multiply(block.T, k, panel, True, product)
+                multiply(across, k, panel, panel.shape[2], product)
                 for c in range(k):
                     for d in range(c, k):
                         parts[p, c, d] += product[c, d]
@@ -110,13 +115,14 @@ def gram(V, precision, run):
     ends = np.arange(len(parts) + 1)
     shards = np.stack([ends[:-1], ends[1:]], axis=1)
     panels = empty_panels(_BLOCK, k, precision, run.n_threads)
-    # With one line more, panels are filled, and columns are not all in few places of a cache.
-    width = whole_lines(k + LINE // panels.itemsize, panels)
+    width = whole_lines(k + LINE // panels.itemsize, panels)  # with one line more, to fill panels
     blocks = empty_lines((run.n_threads, _BLOCK, width), precision)
-    blocks[:] = 0
+    # So that its columns are not all in few places of a cache.
+    turned = empty_lines((run.n_threads, width, _BLOCK + LINE // panels.itemsize), precision)
+    blocks[:] = turned[:] = 0
     wide = panels.shape[1] * panels.shape[3]
     products = empty_lines((run.n_threads, width, wide), precision)
-    run(_gram, shards, size, constant(V), blocks, panels, products, parts)
+    run(_gram, shards, size, constant(V), blocks, turned, panels, products, parts)
     upper = np.triu(parts.sum(axis=0))
     return upper + np.triu(upper, 1).T
 
@@ -132,9 +138,9 @@ def _rotate(n_threads, taken, shards, X, panels, blocks, products, out):
     while s < len(shards):
         last = shards[s, 1]
         for top in range(shards[s, 0], last, _ROTATED):
-            count = min(_ROTATED, last - top)
+            count = _ROTATED if last - top > _ROTATED else last - top
             copy_rows(X, top, block, 0, count)
-            multiply(block, count, panels, False, product)
+            multiply(block, count, panels, count, product)
             copy_rows(product, 0, out, top, count)
         s = take(taken, SHARD)
 
@@ -146,7 +152,7 @@ def rotate(X, Q, out, run):
     blocks[:] = 0
     wide = panels.shape[0] * panels.shape[2]
     products = empty_lines((run.n_threads, _ROTATED, wide), Q.dtype)
-    run(_rotate, even_shards(len(X)), constant(X), constant(panels), blocks, products, out)
+    run(_rotate, even_shards(len(X)), constant(X), panels, blocks, products, out)
     return out
 
 
