@@ -830,3 +830,12 @@ def test_svd_start_with_more_components_than_rank(shape):
     model = make(12, max_iter=30, random_state=0).fit(X)
     assert np.isfinite(model.components_).all()
     assert model.loss_ <= clone(model).set_params(init="random").fit(X).loss_ * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("init", ["svd", "random"])
+def test_warm_start_on_other_rows_keeps_the_columns(X, init):
+    model = WALS(3, init=init, warm_start=True, max_iter=2, random_state=0).fit(X)
+    components = model.components_.copy()
+    model.set_params(max_iter=0).fit(X[:-2])
+    assert_array_equal(model.components_, components)
+    assert_array_equal(model.row_factors_, model.transform(X[:-2]))

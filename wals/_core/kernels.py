@@ -135,7 +135,7 @@ class Work(NamedTuple):
 
     Here k stands for whole_lines(k); what this adds are coordinates in which x = 0 and D = 1. A
     padded chunk, or largest item, has 16 more entries: panels are read eight rows at a time, see
-    `_linalg`, and factorised systems fill whole lines.
+    `linalg`, and factorised systems fill whole lines.
     """
 
     panel: np.ndarray  # (padded chunk, k) the gathered rows of P, T
@@ -147,7 +147,7 @@ class Work(NamedTuple):
     products: np.ndarray  # (padded chunk,) float64
     four: np.ndarray  # (4, k) T
     system: np.ndarray  # (k, k) T
-    pivots: np.ndarray  # (k,) of the factorised system, see `_linalg.factorise`, T
+    pivots: np.ndarray  # (k,) of the factorised system, see `linalg.factorise`, T
     scale: np.ndarray  # (k,) g, T
     unscale: np.ndarray  # (k,) g^-1, or 0 where g = 0, T
     diagonal: np.ndarray  # (k,) D, T
