@@ -42,6 +42,13 @@ def with_whole_lines(A, dtype):
     return np.pad(A, widths)
 
 
+def test_building_blocks_do_not_crash_when_python_calls_them():
+    with pytest.raises(TypeError):
+        linalg.dot(np.ones(2), np.ones(2))
+    with pytest.raises(TypeError):
+        linalg.padded(3)
+
+
 @pytest.mark.parametrize(("dtype", "line"), [(np.float32, 16), (np.float64, 8), (np.int8, 64)])
 def test_whole_lines(dtype, line):
     A = np.empty(1, dtype)

@@ -14,6 +14,8 @@ import numpy as np
 from llvmlite import ir
 from numba import config, njit, prange, types
 from numba.core import cgutils
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler
 from numba.extending import (
     intrinsic,
     lower_builtin,
@@ -34,10 +36,43 @@ _OPTIONS = {
     "fastmath": set(_FASTMATH),
     "no_cfunc_wrapper": True,
 }
-#: For what no Python code calls, which would be a call of address 0: what Python needs to hand
-#: arrays over takes as long to compile as a short function. `callable_from_python` is for tests.
-_INTERNAL = {**_OPTIONS, "no_cpython_wrapper": True}
-#: For building blocks. Each is compiled by itself, and once more with every function that calls it.
+
+
+class _Linked(JITCodeLibrary):
+    """LLVM's code of a building block: it is optimised, and made machine code, with its callers.
+
+    To do so for itself as well, as Numba would, takes a third of all the time of compilation.
+    """
+
+    def _optimize_final_module(self):
+        pass
+
+    def _finalize_final_module(self):
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _BuildingBlock(Compiler):
+    """Compiles what only compiled code calls."""
+
+    def __init__(self, typing, target, library, args, return_type, flags, local):
+        flags.no_compile = True
+        library = _Linked(target.codegen(), "building block")
+        super().__init__(typing, target, library, args, return_type, flags, local)
+
+    def _compile_bytecode(self):
+        result = super()._compile_bytecode()
+        # What compiled code knows it by, and Python calls. It has to be a built-in function, of its
+        # own; this one has the right signature, and raises TypeError.
+        name = {}.update
+        self.state.targetctx.insert_user_function(name, result.fndesc, [result.library])
+        return result._replace(entry_point=name)
+
+
+#: For what no Python code calls: what Python needs to hand arrays over takes as long to compile as
+#: a short function. `callable_from_python` is for tests.
+_INTERNAL = {**_OPTIONS, "no_cpython_wrapper": True, "pipeline_class": _BuildingBlock}
+#: For building blocks, which are compiled with every kernel that calls them.
 jit = njit(**_INTERNAL)
 #: Inlined before LLVM sees them: it would keep calls in loops that are worth unrolling. They are
 #: compiled once for each call, as a part of the function that calls them.
