@@ -2,7 +2,6 @@ import os
 
 # Must be set before SciPy is imported, or scikit-learn skips its check of array API input.
 os.environ["SCIPY_ARRAY_API"] = "1"
-# And these before there are threads: that they sleep while they wait. Where other programs run,
-# threads that spin take several times as long as the work of these small problems.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# And this before there are threads: that those of BLAS sleep while they wait. Where other programs
+# run, threads that spin take several times as long as the work of these small problems.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")

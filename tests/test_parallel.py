@@ -1,4 +1,4 @@
-"""Threads, forks and pools, under each of Numba's threading layers, in fresh processes."""
+"""Threads, forks and pools, in fresh processes, and the teams that share a kernel."""
 
 import functools
 import os
@@ -6,24 +6,25 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import threadpoolctl
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import WALS
 from wals._core import parallel, sweep
-from wals._core.compile import SHARD, THREAD
+from wals._core.compile import SHARD, THREAD, kernel, take, this_call
 from wals._core.parallel import even_shards, make_shards, parallel_section
+from wals._core.team import Team, in_threads
 
 SCENARIOS = Path(__file__).with_name("parallel_scenarios.py")
 
 
-# All but "fork_before_fit" fit first, and leave nothing behind: they share a process.
+# What fits first and leaves nothing behind shares a process.
 SHARED = [
     "n_jobs",
     "threads",
@@ -34,12 +35,14 @@ SHARED = [
     "pool",
     "loky_backend",
 ]
+ALONE = ["fork_before_fit", "other_kernels"]
 
 
 @functools.cache
-def run_scenarios(layer, scenarios):
-    # More threads than this machine may have: three of them show an odd partition.
-    env = {**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "3"}
+def run_scenarios(scenarios):
+    # More threads than this machine may have: three of them show an odd partition. This layer of
+    # Numba's, should anything use it, aborts the process where two threads do so at once.
+    env = {**os.environ, "NUMBA_THREADING_LAYER": "workqueue", "NUMBA_NUM_THREADS": "3"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     # The output goes to a file: of a process that is killed, it is what it got to.
     with tempfile.TemporaryFile("w+") as output:
@@ -56,11 +59,10 @@ def run_scenarios(layer, scenarios):
         return code, output.read()
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-@pytest.mark.parametrize("scenario", [*SHARED, "fork_before_fit"])
-def test_scenario(layer, scenario):
+@pytest.mark.parametrize("scenario", SHARED + ALONE)
+def test_scenario(scenario):
     scenarios = tuple(SHARED) if scenario in SHARED else (scenario,)
-    code, output = run_scenarios(layer, scenarios)
+    code, output = run_scenarios(scenarios)
     own = output.partition(f"begin {scenario}\n")[2].partition("\nbegin ")[0]
     passed = f"passed {scenario}" in own.splitlines()
     assert passed, f"exit code {code}\n{own or 'Not reached:' + output}"
@@ -68,32 +70,96 @@ def test_scenario(layer, scenario):
         assert code == 0, output
 
 
-def test_section_restores_threads_on_error():
-    def state():
-        blas = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
-        return numba.get_num_threads(), [lib["num_threads"] for lib in blas]
+def blas_threads():
+    return [
+        lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"
+    ]
 
-    before = state()
+
+def test_section_restores_blas_on_error():
+    before = blas_threads()
     with pytest.raises(KeyboardInterrupt), parallel_section(1, 1e9):
-        assert state() == (1, [1] * len(before[1]))
+        assert blas_threads() == [1] * len(before)
         raise KeyboardInterrupt
-    assert state() == before
+    assert blas_threads() == before
 
 
-def test_interrupt_while_threads_are_restored(monkeypatch):
-    real, calls, before = numba.set_num_threads, [], numba.get_num_threads()
+def test_interrupt_while_blas_is_restored(monkeypatch):
+    real, calls, before = parallel._restore, [], blas_threads()
 
-    def interrupted(n):
-        calls.append(n)
-        if len(calls) == 2:
+    def interrupted(limits):
+        calls.append(limits)
+        if len(calls) == 1:
             raise KeyboardInterrupt
-        real(n)
+        real(limits)
 
-    monkeypatch.setattr(numba, "set_num_threads", interrupted)
+    monkeypatch.setattr(parallel, "_restore", interrupted)
     with pytest.raises(KeyboardInterrupt), parallel_section(1, 1e9):
         pass
-    assert calls == [1, before, before]
-    assert numba.get_num_threads() == before
+    assert len(calls) == 2
+    assert blas_threads() == before
+
+
+@kernel
+def _square(team, taken, shards, delays, out):
+    if team:
+        in_threads(team, *this_call())
+        return
+    t = take(taken, THREAD)
+    s = take(taken, SHARD)
+    while s < len(shards):
+        for i in range(shards[s, 0], shards[s, 1]):
+            value = np.float64(i)
+            for _ in range(delays[t]):
+                value = np.sqrt(value) * np.sqrt(value)
+            out[i] += value * value
+        s = take(taken, SHARD)
+
+
+def square(team, n_threads, delays):
+    """Return the squares of 0, 1, ... by a kernel whose threads take so long for each."""
+    out, taken = np.zeros(1000), np.zeros(2, np.int64)
+    address = team.of(n_threads) if n_threads > 1 else 0
+    _square(address, taken, even_shards(1000), np.array(delays), out)
+    return out, taken
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("slow", [None, 0, 1])
+def test_a_team_does_all_once(n_threads, slow):
+    """Whoever is slow, the caller or a helper that it waits for in the end."""
+    delays = [0] * 8
+    if slow is not None:
+        delays[slow] = 20_000
+    team = Team(8)
+    assert team.ask(n_threads) == n_threads
+    for _ in range(20):
+        out, taken = square(team, n_threads, delays)
+        assert_allclose(out, np.arange(1000.0) ** 2, rtol=1e-6)
+        assert taken[THREAD] <= n_threads
+
+
+def test_a_team_does_not_wait_for_who_has_not_begun():
+    team = Team(3)  # whose helpers never start
+    for _ in range(3):
+        out, taken = square(team, 3, [0, 0, 0])
+        assert_array_equal(out, np.arange(1000.0) ** 2)
+        assert taken[THREAD] == 1
+    assert team.ask(3) == 3
+    for _ in range(1000):  # until one comes in time
+        out, taken = square(team, 3, [1000, 1000, 1000])
+        assert_allclose(out, np.arange(1000.0) ** 2, rtol=1e-6)
+        if taken[THREAD] > 1:
+            return
+    pytest.fail("No helper ever came.")
+
+
+def test_no_more_threads(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert Team(4).ask(4) == 1
 
 
 def test_every_kernel_takes_the_shards_that_are_left(monkeypatch):
@@ -101,10 +167,11 @@ def test_every_kernel_takes_the_shards_that_are_left(monkeypatch):
 
     def run(self, kernel, shards, *args):
         taken = np.zeros(2, np.int64)
-        kernel(self.n_threads, taken, shards, *args)
-        # Each thread ends when it finds that none is left.
-        assert taken[SHARD] == len(shards) + self.n_threads
-        assert taken[THREAD] in (0, self.n_threads)
+        kernel(parallel._team.of(self.n_threads), taken, shards, *args)
+        # Each thread that came ends when it finds that none is left.
+        came = taken[SHARD] - len(shards)
+        assert 1 <= came <= self.n_threads
+        assert taken[THREAD] in (0, came)
         kernels.add(kernel.__name__)
 
     monkeypatch.setattr(parallel._Run, "__call__", run)

@@ -8,6 +8,7 @@ from ._core.compile import empty_lines
 from ._core.kernels import solve
 from ._core.parallel import parallel_section
 from ._core.passes import encode
+from ._core.team import compile_helpers
 from ._wals import WALS
 
 
@@ -30,5 +31,6 @@ def precompile(dtype):
         with parallel_section(1, 0) as run:
             for code in (np.int8, np.int16):
                 encode(V, scale, empty_lines((8, 64), np.dtype(code)), np.empty(8, dtype), run)
+    compile_helpers()
     cache = getattr(solve, "_cache", None)
     return compiled_seconds() - before, cache and cache.cache_path

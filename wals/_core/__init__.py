@@ -4,7 +4,8 @@ Each module uses only those above it:
 
 ============  ==================================================================
 cache         where machine code is kept
-compile       kernels, vectors, threads inside a kernel
+compile       kernels, and vectors inside them
+team          threads that share a kernel
 parallel      threads, forks and BLAS around a kernel; shards
 linalg        products and factorisations of a few vectors
 kernels       how one item is solved, and all of them

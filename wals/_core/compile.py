@@ -12,7 +12,7 @@ import operator
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, prange, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
@@ -92,10 +92,10 @@ def callable_from_python(function):
 def kernel(function):
     """Compile what Python calls, with all that it calls, and keep the machine code.
 
-    A kernel takes ``n_threads, taken, shards`` and more. It begins with ::
+    A kernel takes ``team, taken, shards`` and more. It begins with ::
 
-        if n_threads > 1:
-            in_threads(n_threads, *this_call())
+        if team:
+            in_threads(team, *this_call())
             return
         s = take(taken, SHARD)
         while s < len(shards):
@@ -111,13 +111,13 @@ def kernel(function):
 def this_call(typingctx):
     """Return addresses of code and data that call the function that this is in once more.
 
-    With the same arguments, but for the first, which is 1. Nothing is compiled twice for that.
+    With the same arguments, but for the first, which is 0. Nothing is compiled twice for that.
     """
 
     def codegen(context, builder, signature, args):
         function, int32 = builder.function, ir.IntType(32)
         # The first two are where Numba returns a value and an error.
-        arguments = [*function.args[:2], function.args[2].type(1), *function.args[3:]]
+        arguments = [*function.args[:2], function.args[2].type(0), *function.args[3:]]
         frame_type = ir.LiteralStructType([argument.type for argument in arguments])
         frame = cgutils.alloca_once(builder, frame_type)
         for place, argument in enumerate(arguments):
@@ -141,27 +141,6 @@ def this_call(typingctx):
         return context.make_tuple(builder, signature.return_type, addresses)
 
     return types.UniTuple(types.int64, 2)(), codegen
-
-
-@intrinsic
-def call_address(typingctx, code, data):
-    """Call the code at an address, with the address of data."""
-
-    def codegen(context, builder, signature, args):
-        function_type = ir.FunctionType(ir.VoidType(), [_ADDRESS])
-        function = builder.inttoptr(args[0], function_type.as_pointer())
-        builder.call(function, [builder.inttoptr(args[1], _ADDRESS)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@keep
-@njit(**_OPTIONS, parallel=True)
-def in_threads(n_threads, code, data):
-    """Call the code, with the data, in so many threads; see `kernel`."""
-    for _ in prange(n_threads):
-        call_address(code, data)
 
 
 _ADDRESS = ir.IntType(8).as_pointer()

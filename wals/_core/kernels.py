@@ -29,7 +29,6 @@ from .compile import (
     empty_lines,
     epsilon,
     fill,
-    in_threads,
     jit,
     jit_inline,
     jit_item,
@@ -59,6 +58,7 @@ from .linalg import (
     set_products_of_four,
     solve_factorised,
 )
+from .team import in_threads
 
 #: Ways to solve an item: Cholesky in as many dimensions as it has entries, in k dimensions, and
 #: CG.
@@ -578,7 +578,7 @@ def _solve_item(items, fixed, plan, i, origin, duals, work):
 
 @kernel
 def solve(
-    n_threads,
+    team,
     taken,
     shards,
     items,
@@ -596,8 +596,8 @@ def solve(
     The factors are those in the eigenbasis, g x. Nothing is read of them unless they are the
     origin.
     """
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+    if team:
+        in_threads(team, *this_call())
         return
     t, k = take(taken, THREAD), factors.shape[1]
     entries, coefs, vectors = scratch.entries[t], scratch.coefs[t], scratch.vectors[t]

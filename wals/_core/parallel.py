@@ -1,11 +1,9 @@
 """Threads, forks and BLAS: the one place that knows.
 
-Numba's workqueue layer aborts the process if two Python threads enter parallel kernels at once,
-and its OpenMP layer kills a process that was forked after a parallel kernel ran. So all parallel
-work of this package goes through `parallel_section`: one at a time, with BLAS on one thread, and
-on the calling thread alone in a process that was forked from one that had started Numba's
-threads. Elsewhere, long vectors are not left to BLAS: a thread that a product of two wakes spins
-for a tenth of a second, on a core that the next kernel needs.
+All parallel work of this package goes through `parallel_section`: one at a time, with BLAS on one
+thread. Elsewhere, long vectors are not left to BLAS: a thread that a product of two wakes spins for
+a tenth of a second, on a core that the next kernel needs. A process that was forked starts threads
+of its own. Numba's threads are neither used nor started.
 """
 
 import multiprocessing
@@ -17,6 +15,8 @@ import numba
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from .team import Team
+
 #: Shards per pass: many, so that no thread waits long for another that has taken the last one.
 _N_SHARDS = 48
 #: Nanoseconds of work for which it is worth it to wake a thread.
@@ -25,19 +25,14 @@ _WORK_PER_THREAD = 50_000
 _lock = threading.RLock()
 _controller = None
 _blas_limits = []
-_fork_unsafe = False
+_team = None
 
 
 def _after_fork_in_child():
-    global _lock, _blas_limits, _fork_unsafe
-    _lock = threading.RLock()
-    _restore(_blas_limits, None)
+    global _lock, _blas_limits, _team
+    _lock, _team = threading.RLock(), None
+    _restore(_blas_limits)
     _blas_limits = []
-    try:
-        numba.threading_layer()
-    except ValueError:  # no thread had been started: this process may start its own
-        return
-    _fork_unsafe = True
 
 
 if hasattr(os, "register_at_fork"):
@@ -50,12 +45,18 @@ def effective_n_threads(n_jobs):
     None stands for all that Numba may use here, but one in a daemonic worker of multiprocessing,
     as in joblib. A negative number counts down from all, as in joblib: -1 is all, -2 all but one.
     """
-    available = numba.get_num_threads()
+    available = most = numba.config.NUMBA_NUM_THREADS
+    try:
+        numba.threading_layer()
+    except ValueError:  # it has started no threads, which get_num_threads would do
+        pass
+    else:
+        available = numba.get_num_threads()
     if n_jobs is None:
         return 1 if multiprocessing.current_process().daemon else available
     if n_jobs < 0:
         return max(1, available + 1 + n_jobs)
-    return min(n_jobs, numba.config.NUMBA_NUM_THREADS)
+    return min(n_jobs, most)
 
 
 @contextmanager
@@ -69,21 +70,17 @@ def parallel_section(n_threads, work):
     """
     global _blas_limits
     with _lock:
-        blas = _blas_libraries()
-        limits = [(library, library.num_threads) for library in blas]
-        before = numba.get_num_threads()
+        limits = [(library, library.num_threads) for library in _blas_libraries()]
         nested, _blas_limits = _blas_limits, limits
         try:
-            for library in blas:
+            for library, _ in limits:
                 library.set_num_threads(1)
-            if not _fork_unsafe:
-                numba.set_num_threads(min(n_threads, 1 + int(work / _WORK_PER_THREAD)))
-            yield _Run()
+            yield _Run(min(n_threads, 1 + int(work / _WORK_PER_THREAD)))
         finally:
             try:
-                _restore(limits, before)
-            except BaseException:  # a KeyboardInterrupt must not leave the process on one thread
-                _restore(limits, before)
+                _restore(limits)
+            except BaseException:  # a KeyboardInterrupt must not leave BLAS on one thread
+                _restore(limits)
                 raise
             finally:
                 _blas_limits = nested
@@ -96,21 +93,24 @@ def _blas_libraries():
     return [library for library in _controller.lib_controllers if library.user_api == "blas"]
 
 
-def _restore(limits, n_threads):
+def _restore(limits):
     for library, n in limits:
         library.set_num_threads(n)
-    if n_threads is not None and not _fork_unsafe:
-        numba.set_num_threads(n_threads)
 
 
 class _Run:
-    def __init__(self):
-        serial = _fork_unsafe or numba.config.DISABLE_JIT
-        self.n_threads = 1 if serial else numba.get_num_threads()
+    def __init__(self, n_threads):
+        global _team
+        self.n_threads = 1
+        if n_threads > 1 and not numba.config.DISABLE_JIT:
+            if _team is None:
+                _team = Team(numba.config.NUMBA_NUM_THREADS)
+            self.n_threads = _team.ask(n_threads)
 
     def __call__(self, kernel, shards, *args):
         taken = np.zeros(2, np.int64)
-        kernel(self.n_threads, taken, shards, *args)
+        team = _team.of(self.n_threads) if self.n_threads > 1 else 0
+        kernel(team, taken, shards, *args)
 
 
 def make_shards(costs):

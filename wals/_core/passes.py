@@ -13,7 +13,6 @@ from .compile import (
     THREAD,
     constant,
     empty_lines,
-    in_threads,
     kernel,
     take,
     this_call,
@@ -22,6 +21,7 @@ from .compile import (
 from .kernels import LEAST_LARGEST, set_entries
 from .linalg import copy_rows, dot, empty_panels, in_panels, multiply, set_panels
 from .parallel import even_shards, make_shards, parallel_section
+from .team import in_threads
 
 #: Rows that are added to a Gramian at once, and those that are rotated: a multiple of 6.
 _BLOCK, _ROTATED = 256, 96
@@ -30,9 +30,9 @@ NS_PRODUCT, _NS_DOT = 0.0205, 0.06
 
 
 @kernel
-def _encode(n_threads, taken, shards, V, scale, codes, steps, most, rows, bits):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _encode(team, taken, shards, V, scale, codes, steps, most, rows, bits):
+    if team:
+        in_threads(team, *this_call())
         return
     t, k = take(taken, THREAD), scale.size
     row, largest, largest_bits = rows[t], rows[t, k:], bits[t, k:]
@@ -75,9 +75,9 @@ def encode(V, scale, codes, steps, run):
 
 
 @kernel
-def _gram(n_threads, taken, shards, part_size, V, blocks, turned, panels, products, parts):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _gram(team, taken, shards, part_size, V, blocks, turned, panels, products, parts):
+    if team:
+        in_threads(team, *this_call())
         return
     t, k = take(taken, THREAD), V.shape[1]
     block, across, panel, product = blocks[t], turned[t], panels[t], products[t]
@@ -128,9 +128,9 @@ def gram(V, precision, run):
 
 
 @kernel
-def _rotate(n_threads, taken, shards, X, panels, blocks, products, out):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _rotate(team, taken, shards, X, panels, blocks, products, out):
+    if team:
+        in_threads(team, *this_call())
         return
     t = take(taken, THREAD)
     block, product = blocks[t], products[t]
@@ -163,9 +163,9 @@ def rotate_back(factors, frame, n_threads):
 
 
 @kernel
-def _extrapolate(n_threads, taken, shards, V, previous, beta):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _extrapolate(team, taken, shards, V, previous, beta):
+    if team:
+        in_threads(team, *this_call())
         return
     beta = V.dtype.type(beta)
     s = take(taken, SHARD)
@@ -184,9 +184,9 @@ def extrapolate(V, previous, beta, run):
 
 
 @kernel
-def _sampled_product(n_threads, taken, shards, indices, indptr, U, V, out):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _sampled_product(team, taken, shards, indices, indptr, U, V, out):
+    if team:
+        in_threads(team, *this_call())
         return
     s = take(taken, SHARD)
     while s < len(shards):
@@ -207,9 +207,9 @@ def sampled_product(U, V, pattern, *, n_threads):
 
 
 @kernel
-def _extra_weights(n_threads, taken, shards, items, other_weights, extras, targets, out):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _extra_weights(team, taken, shards, items, other_weights, extras, targets, out):
+    if team:
+        in_threads(team, *this_call())
         return
     thread = take(taken, THREAD)
     extra, target = extras[thread], targets[thread]
@@ -247,9 +247,9 @@ def extra_weights(items, other_weights, *, n_threads):
 
 
 @kernel
-def _count_columns(n_threads, taken, shards, bounds, indices, indptr, counts):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _count_columns(team, taken, shards, bounds, indices, indptr, counts):
+    if team:
+        in_threads(team, *this_call())
         return
     s = take(taken, SHARD)
     while s < len(shards):
@@ -262,11 +262,9 @@ def _count_columns(n_threads, taken, shards, bounds, indices, indptr, counts):
 
 
 @kernel
-def _transpose(
-    n_threads, taken, shards, bounds, data, indices, indptr, places, out_data, out_indices
-):
-    if n_threads > 1:
-        in_threads(n_threads, *this_call())
+def _transpose(team, taken, shards, bounds, data, indices, indptr, places, out_data, out_indices):
+    if team:
+        in_threads(team, *this_call())
         return
     s = take(taken, SHARD)
     while s < len(shards):
