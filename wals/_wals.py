@@ -593,8 +593,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             raise ValueError(f"pattern has shape {pattern.shape}, but {(U.shape[0], m)} is needed.")
         pattern.check_format(full_check=True)
         n_threads = effective_n_threads(self.n_jobs)
-        values = sampled_product(U, self.col_factors_, pattern, n_threads=n_threads)
         structure = (pattern.indices.copy(), pattern.indptr.copy())
+        V = self.col_factors_
+        values = sampled_product(U, V, *structure, dtype=U.dtype, n_threads=n_threads)
         return sp.csr_array((values, *structure), shape=pattern.shape)
 
     def score(self, X, y=None, *, row_weights=None):
@@ -639,8 +640,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_axis(axis)
         X = self._check_items(X, axis)
         side, swept = self._project(X, axis, weights)
-        data_loss = max(swept.loss - swept.penalty, 0.0)
         fixed = get_side(self, 1 - axis)
+        data_loss = side.data_loss(swept, fixed.factors)
         penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
         sum_weights = float(side.mass.sum())
         return {
