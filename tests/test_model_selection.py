@@ -628,11 +628,20 @@ def test_columns_are_known_by_name_in_steps(X):
     names = list(forms[0]["pandas"].columns)
     expected = None
     for form in ("pandas", "polars"):
-        select = ColumnTransformer([("half", MinMaxScaler(), names[::2])])
-        pipeline = make_pipeline(select, WALS(4, max_iter=3, random_state=0)).fit(forms[0][form])
-        value = holdout_scorer("recall@5")(pipeline, forms[1][form])
-        expected = value if expected is None else expected
-        assert value == expected > 0
+        for output in ("default", "pandas", "polars"):
+            select = ColumnTransformer([("half", MinMaxScaler(), names[::2])])
+            select.set_output(transform=output)
+            pipeline = make_pipeline(select, WALS(4, max_iter=3, random_state=0))
+            value = holdout_scorer("recall@5")(pipeline.fit(forms[0][form]), forms[1][form])
+            expected = value if expected is None else expected
+            assert value == expected > 0
+
+
+def test_sparse_frames_stay_sparse_in_steps(X):
+    frames = [pd.DataFrame.sparse.from_spmatrix(sp.csr_matrix(part)) for part in (X[:160], X[160:])]
+    pipeline = make_pipeline(MaxAbsScaler(), WALS(4, max_iter=3, random_state=0))
+    expected = holdout_scorer("ndcg@5")(clone(pipeline).fit(X[:160]), X[160:])
+    assert holdout_scorer("ndcg@5")(pipeline.fit(frames[0]), frames[1]) == expected
 
 
 @pytest.mark.parametrize("form", ["pandas", "polars", "pyarrow"])

@@ -29,6 +29,16 @@ class Annotated:
         raise NotImplementedError
 
 
+class Raw:
+    """As what AnnData keeps of its matrix is."""
+
+    shape = (3, 4)
+    X = var = None
+
+    def __getitem__(self, index):
+        raise NotImplementedError
+
+
 class Backed:
     """As a matrix in a file is that only slices turn into one in memory."""
 
@@ -104,6 +114,17 @@ def test_duplicates_that_add_up_to_infinity(kind):
         WALS(1).fit(X)
 
 
+def test_nothing_is_changed():
+    """Not even the order of entries that are passed, and duplicates."""
+    at = np.array([1, 0, 1, 1]), np.array([2, 1, 0, 2])
+    X = sp.coo_array((np.array([1, 2, 3, 250], np.uint8), at), shape=(2, 3))
+    model = WALS(1, random_state=0).fit(X)
+    model.transform(X), model.evaluate(X), model.partial_fit(X, indices=[0, 1])
+    split_entries(X, 1), leave_k_out(X), rmse(X, X), holdout_scorer(holdout=1)(model, X)
+    assert_array_equal(X.data, [1, 2, 3, 250])
+    assert_array_equal(X.coords, at)
+
+
 def test_masked_elements_are_not_stored():
     X = np.ma.masked_invalid([[1.0, np.nan, 0.0], [np.nan, 2.0, 3.0]])
     for wanted in (FITTED, "numeric"):
@@ -142,6 +163,7 @@ DAY = np.datetime64("2020-01-01", "ns")
     ("X", "error", "message"),
     [
         (Annotated(), TypeError, r"X is of type Annotated: pass its matrix, X\.X, or X\.X\[:\]"),
+        (Raw(), TypeError, r"X is of type Raw: pass its matrix, X\.X"),
         (Backed(), TypeError, r"X is of type Backed, which is not in memory: pass X\[:\]\."),
         (Group(data=[1]), TypeError, r"X must be a matrix in memory: .* \[:\] .*Got Group"),
         ("ratings.csv", TypeError, "X must be a matrix in memory: .*Got str"),

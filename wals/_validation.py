@@ -54,7 +54,7 @@ def as_matrix(X, name):
     if sp.issparse(X):
         return X
     kind, is_array = type(X).__name__, any(hasattr(X, protocol) for protocol in _PROTOCOLS)
-    if not is_array and all(hasattr(X, part) for part in ("X", "obs", "var")):
+    if not is_array and hasattr(X, "X") and hasattr(X, "var"):
         raise TypeError(
             f"{name} is of type {kind}: pass its matrix, {name}.X, or {name}.X[:] where that is "
             "backed by a file."
@@ -78,7 +78,7 @@ def as_matrix(X, name):
         raise ValueError(f"{name} has the fields {X.dtype.names}: pass a matrix of numbers.")
     types = getattr(X, "dtypes", getattr(getattr(X, "schema", None), "types", None))
     types = types if hasattr(types, "__iter__") else [getattr(X, "dtype", None)]
-    if any(re.search("date|time|duration", str(t).lower()) for t in types):
+    if re.search("date|time|duration", " ".join(set(map(str, types))).lower()):
         raise ValueError(f"{name} holds dates or times: pass a matrix of numbers.")
     return X.filled(0) if isinstance(X, np.ma.MaskedArray) else X
 
@@ -119,8 +119,8 @@ def as_csr(X):
     if X.dtype == np.float16:
         X = X.astype(np.float64)
     nnz, dtype = X.nnz if sp.issparse(X) else None, X.dtype
-    if nnz is not None and not getattr(X, "has_canonical_format", True):
-        X = X.astype(_WIDE.get(dtype.kind, dtype), copy=False)
+    if nnz and dtype.kind in _WIDE and not getattr(X, "has_canonical_format", True):
+        X = X.astype(_WIDE[dtype.kind], copy=False)
     X = sp.csr_array(X)
     X.check_format(full_check=True)
     index_type = sp.get_index_dtype(maxval=max(*X.shape, X.nnz))
