@@ -219,6 +219,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     norm, and one warning tells how many there were.
 
     All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
+    Losses are those of the factors as they are, in float64: next to large values, what is left of
+    them may be the rounding of the factors.
 
     With scikit-learn >= 1.9, ``set_callbacks(...)`` has `fit` call callbacks, also those of
     ``sklearn.callback``, for the fit and for each iteration. The `fitted_estimator` that a callback

@@ -207,8 +207,8 @@ def split_entries(X, test_size=0.2, *, random_state=None, strategy="uniform", ti
     Parameters
     ----------
     X : {array-like, sparse matrix} of shape (n_rows, n_columns)
-        Its stored entries are split, explicit zeros too; of a dense array the non-zeros.
-        Duplicates are summed.
+        Its stored entries are split, explicit zeros too; of a dense array the non-zeros that are
+        not masked. Duplicates are summed.
     test_size : float or int, default=0.2
         A float between 0 and 1 is the share of the entries that goes to the test matrix, an int is
         their number: with "uniform" and "time" of all entries together, otherwise of the entries of
