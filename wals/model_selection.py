@@ -154,7 +154,7 @@ class holdout_scorer(BaseEstimator):
         ----------
         estimator : object
             A fitted WALS, or a pipeline or search that ends in one.
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             Rows that it was not fitted on.
         y : Ignored
             Not used, present for API consistency by convention.
@@ -413,7 +413,8 @@ def _unwrap(estimator):
 
 
 def _is_sparse(X):
-    return issparse(X) or hasattr(X, "sparse")
+    types = X.dtypes if hasattr(X, "iloc") else [None]
+    return issparse(X) or all(hasattr(of_column, "fill_value") for of_column in types)
 
 
 def _in_form_of(X, entries):

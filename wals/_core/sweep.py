@@ -9,15 +9,7 @@ import scipy.sparse as sp
 from . import kernels
 from .compile import constant, empty_lines, whole_lines
 from .parallel import parallel_section
-from .passes import (
-    NS_PRODUCT,
-    encode,
-    extra_weights,
-    gram,
-    rotate,
-    sampled_product,
-    transpose,
-)
+from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, sampled_product, transpose
 from .plan import make_plan
 
 #: So many numbers a second-level cache holds as they are: to round them would gain nothing.
