@@ -282,13 +282,13 @@ def score_rwse(estimator, X, y):
 
 
 @with_callbacks
-def test_scoring_monitor_of_named_columns(X, model):
+def test_scoring_monitor_of_named_columns(X, model, split):
     model.set_callbacks()
     from sklearn.callback import ScoringMonitor
 
     frame = pd.DataFrame(X.toarray(), columns=[f"item {j}" for j in range(60)])
     monitor = ScoringMonitor(scoring={"ndcg": holdout_scorer("ndcg@5")})
-    stopping = EarlyStopping(X, X)
+    stopping = EarlyStopping(*split)
     model.set_callbacks(monitor, stopping).fit(frame)
     assert len(monitor.get_logs().data) == len(stopping.scores_) + 1
 
@@ -476,13 +476,26 @@ def test_early_stopping_is_for_wals_alone(X, model, split):
         ({"restore_best": 1}, "restore_best must be True or False"),
         ({"held_out": sp.csr_array((3, 4))}, r"shape \(300, 60\), but held_out has \(3, 4\)"),
         ({"held_out": sp.csr_array((300, 60))}, "No row can be scored"),
-        ({"fold_in": [[np.nan]]}, "NaN"),
+        ({"fold_in": [[np.nan]]}, "Input fold_in contains NaN. Leave out"),
     ],
 )
 def test_bad_parameters(split, options, message):
     options = {"fold_in": split[0], "held_out": split[1], **options}
     with pytest.raises(ValueError, match=message):
         EarlyStopping(**options)
+
+
+def test_nothing_is_both_folded_in_and_looked_for(X, split):
+    train, held_out = split
+    partly = sp.vstack([X[:100], train[100:]])
+    for fold_in, n_shared in ((X, held_out.nnz), (partly, held_out[:100].nnz)):
+        message = f"fold_in stores {n_shared} of the {held_out.nnz} positions that held_out stores"
+        with pytest.raises(ValueError, match=message):
+            EarlyStopping(fold_in, held_out)
+    # Explicit zeros are stored, too.
+    zero = sp.csr_array((np.zeros(1), [int(held_out.indices[0])], [0, *[1] * 300]), shape=X.shape)
+    with pytest.raises(ValueError, match="fold_in stores 1 of the"):
+        EarlyStopping(zero, held_out)
 
 
 def test_repr_and_pickle(split):

@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import LinAlgWarning
 
 from wals import WALS
+from wals._core import sweep
 from wals.datasets import load_msweb
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -190,6 +191,104 @@ def test_minimum_norm(dtype):
     assert_close(
         model.row_factors_, reference.solve(problem, V), 1e-4 if dtype == np.float32 else 1e-10
     )
+
+
+# --------------------------------------------------------------------------------- the data loss
+
+
+def nearly_predictable(name, rng, n=60, m=40):
+    """Return a matrix of which a model of few components leaves next to nothing."""
+    low = rng.uniform(0.5, 1.5, size=(n, 3)) @ rng.uniform(0.5, 1.5, size=(3, m))
+    share = {"full": 1.0, "nearly full": 0.97, "half": 0.5, "sparse": 0.04}
+    if name == "blocks":  # nothing is predicted outside
+        return np.kron(np.eye(4), np.ones((n // 4, m // 4)))
+    return np.where(rng.random((n, m)) < share[name], low, 0)
+
+
+def exact_losses(problem, U, V):
+    """Return the data loss, the loss and the RWSE, in the most precision that there is."""
+    problem = reference.Problem(*(array.astype(np.longdouble) for array in problem))
+    U, V = U.astype(np.longdouble), V.astype(np.longdouble)
+    values = (f(problem, U, V) for f in (reference.data_loss, reference.loss, reference.rwse))
+    return [float(value) for value in values]
+
+
+@pytest.mark.parametrize("name", ["full", "nearly full", "half", "sparse", "blocks"])
+@pytest.mark.parametrize("scale", [1e-3, 1e6, 1e9])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_data_loss_of_any_scale(dtype, scale, name):
+    """The factors that are returned have the loss that is told, to some digits."""
+    rng = np.random.default_rng(0)
+    X = sp.csr_array((scale * nearly_predictable(name, rng)).astype(dtype))
+    R, C = rng.uniform(0.5, 2, size=60), rng.uniform(0.5, 2, size=40)
+    E = sp.csr_array((rng.uniform(0.5, 2, size=X.nnz), X.indices, X.indptr), shape=X.shape)
+    for solver in ("exact", "auto", "cg"):
+        for w0, implicit in ((0.1, False), (0.0, False), (1.0, True)):
+            objective = {
+                "unobserved_weight": w0,
+                "implicit": implicit,
+                "regularization": 0.1,
+                "col_weights": C,
+            }
+            problem = reference.make_problem(X, row_weights=R, entry_weights=E, **objective)
+            model = WALS(8, solver=solver, max_iter=3, random_state=0, **objective)
+            model.fit(X, row_weights=R, entry_weights=E)
+            expected = exact_losses(problem, model.row_factors_, model.col_factors_)
+            assert_allclose([model.loss_, model.rwse_], expected[1:], rtol=3e-5)
+            assert model.rwse_ == model.rwse_curve_[-1]
+            # Without weights of entries, which projections do not have.
+            U = model.transform(X, weights=R)
+            problem = reference.make_problem(X, row_weights=R, **objective)
+            told = model.evaluate(X, weights=R)
+            expected = exact_losses(problem, U, model.col_factors_)
+            # The ridge of the columns is that of the fit; where it is no power, it is the same.
+            assert_allclose([told["data_loss"], told["loss"], told["rwse"]], expected, rtol=3e-5)
+            assert told["loss"] == told["data_loss"] + told["penalty"]
+
+
+def test_default_regularization_leaves_what_it_should():
+    """Values that differ by scale alone leave the same error, as far as they are exact."""
+    rng = np.random.default_rng(0)
+    A = rng.integers(1, 10, size=(50, 3)) @ rng.integers(1, 10, size=(3, 30))
+    errors = {}
+    for dtype in (np.float32, np.float64):
+        for scale in (1e2, 1e4, 1e6):
+            X = sp.csr_array((scale * A).astype(dtype))
+            model = WALS(4, max_iter=10, random_state=0).fit(X)
+            errors[dtype, scale] = model.rwse_
+    values = [errors[np.float64, scale] for scale in (1e2, 1e4, 1e6)]
+    assert_allclose(values, values[0], rtol=3e-3)
+    assert errors[np.float32, 1e2] == pytest.approx(values[0], rel=1e-2)
+    assert errors[np.float32, 1e6] > values[0] / 2  # and more, for factors are rounded
+
+
+@pytest.mark.parametrize("few", [0, 2**18])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("init", ["random", "svd"])
+def test_data_loss_after_every_sweep(init, dtype, few, monkeypatch):
+    """In the coordinates that it leaves, whether large factors are rounded for it or not."""
+    monkeypatch.setattr(sweep, "_FEW", few)
+    monkeypatch.setattr(sweep, "_ENTRIES", 300)  # several blocks
+    monkeypatch.setattr(sweep, "_DENSE", 300)
+    rng, real, sides, told = np.random.default_rng(0), sweep.Side.data_loss, [], []
+    X = sp.csr_array((1e4 * nearly_predictable("full", rng)).astype(dtype))
+
+    def spy(side, swept, fixed):
+        told.append(real(side, swept, fixed))
+        problem = reference.make_problem(sp.csr_array((*side.items[:3],), shape=side_shape(side)))
+        sides.append(exact_losses(problem, side.factors, fixed)[0])
+        return told[-1]
+
+    def side_shape(side):
+        return X.shape if len(side.weights) == 60 else X.shape[::-1]
+
+    monkeypatch.setattr(sweep.Side, "data_loss", spy)
+    WALS(8, init=init, max_iter=6, regularization=0.1, random_state=0).fit(X)
+    assert len(told) == 13
+    # Of large losses, a sweep tells that for rounded factors, if it rounds them.
+    assert_allclose(told, sides, rtol=1e-2 if few == 0 else 1e-4)
+    assert_allclose(told[1:], sides[1:], rtol=1e-4)
+    assert min(told) < 1e-7 * np.sum(X.data.astype(float) ** 2)
 
 
 def load_movielens():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from scipy.sparse import coo_array, csc_array, csr_array, csr_matrix
+from scipy.sparse import coo_array, coo_matrix, csc_array, csr_array, csr_matrix
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from wals.metrics import (
@@ -305,6 +305,23 @@ def test_errors_are_in_double_precision(metric):
     assert metric(truth, truth.data.astype(np.float64) + 1e-9) == pytest.approx(1e-9, rel=1e-6)
     small, large = np.array([[100], [200]], dtype=np.uint8)
     assert metric(csr_array(large[np.newaxis]), small) == 100
+
+
+@pytest.mark.parametrize("metric", [rmse, mae])
+def test_arrays_are_in_the_order_of_what_was_passed(metric):
+    rows, columns, values = [2, 0, 1, 0], [0, 2, 1, 0], np.array([1.0, 2.0, 3.0, 4.0])
+    truth = coo_array((values, (rows, columns)), shape=(3, 3))
+    assert metric(truth, truth.data) == 0
+    assert metric(coo_matrix(truth), truth.data) == 0
+    assert metric(truth.tocsr(), truth.tocsr().data) == 0
+    assert metric(truth, values + 2 * (values == 4)) == pytest.approx(1 if metric is rmse else 0.5)
+    twice = coo_array((np.ones(2), ([0, 0], [1, 1])))
+    with pytest.raises(ValueError, match="truth has duplicates"):
+        metric(twice, [1, 1])
+    for other in ("csc", "bsr", "lil", "dok", "dia"):
+        with pytest.raises(ValueError, match=f"truth a {other.upper()} matrix.*CSR or COO"):
+            metric(truth.copy().asformat(other), values)
+        assert metric(truth.copy().asformat(other), truth) == 0
 
 
 @pytest.mark.parametrize("metric", [rmse, mae])

@@ -4,6 +4,8 @@ import pickle
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 import sklearn
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import binom
 from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import UnsetMetadataPassedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
@@ -19,7 +22,7 @@ from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.feature_selection import SelectKBest
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MaxAbsScaler
+from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from wals import WALS, metrics, model_selection
 from wals.datasets import make_interactions
@@ -176,7 +179,6 @@ def test_timestamps_in_any_form():
     for matrix, given_times in (
         (X, as_matrix),
         (X, as_matrix.tocsc()),
-        (X.tocsc(), times),
         (X.tocsc(), as_matrix),
         (mixed, times[order]),
         (mixed, as_matrix),
@@ -187,6 +189,52 @@ def test_timestamps_in_any_form():
         assert entries(leave_k_out(matrix, 2, timestamps=given_times)[1]) == expected
         parts = split_entries(matrix, 2, strategy="last", timestamps=given_times)
         assert entries(parts[0]) | entries(parts[1]) == entries(X)
+
+
+def test_timestamps_are_in_the_order_of_what_was_passed():
+    rows, columns = np.array([1, 0, 1, 0, 0]), np.array([2, 1, 0, 2, 0])
+    times = np.array([1, 9, 2, 3, 4])
+    X = sp.coo_array((np.arange(1.0, 6.0), (rows, columns)), shape=(2, 3))
+    dense = np.zeros((2, 3))
+    dense[rows, columns] = times
+    for matrix, given_times in (
+        (X, times),
+        (sp.coo_matrix(X), times),
+        (X.tocsr(), dense[dense > 0]),
+        (X.toarray(), dense[dense > 0]),
+        (X.copy().todok(), sp.coo_array(dense)),  # SciPy sorts what it converts
+    ):
+        _, test = leave_k_out(matrix, timestamps=given_times)
+        assert entries(test) == {(0, 1, 2.0), (1, 0, 3.0)}
+    for other in ("csc", "bsr", "lil", "dok", "dia"):
+        with pytest.raises(ValueError, match=f"X a {other.upper()} matrix.*pass X as a CSR or COO"):
+            leave_k_out(X.copy().asformat(other), timestamps=times)
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.one_of(st.floats(0.01, 0.9), st.integers(1, 5)), seed=st.integers(0, 1000))
+def test_the_latest_of_all_entries(size, seed):
+    X = draw(9, 7, 0.4, seed)
+    times = np.random.default_rng(seed).integers(4, size=X.nnz)
+    n_test = size if size >= 1 else int(np.ceil(size * X.nnz))
+    train, test = split_entries(X, size, strategy="time", timestamps=times, random_state=1)
+    order = sorted(zip(times.tolist(), sorted(entries(X)), strict=True))
+    assert entries(train) == {entry for _, entry in order[: X.nnz - n_test]}
+    assert entries(test) == {entry for _, entry in order[X.nnz - n_test :]}
+    shuffled = np.random.default_rng(seed).permutation(X.nnz)
+    coo = X.tocoo()
+    at = tuple(c[shuffled] for c in coo.coords)
+    mixed = sp.coo_array((coo.data[shuffled], at), shape=X.shape)
+    _, again = split_entries(mixed, size, strategy="time", timestamps=times[shuffled])
+    assert entries(again) == entries(test)
+
+
+def test_a_row_may_lose_all_to_a_date():
+    X = sp.csr_array([[1.0, 2.0], [3.0, 4.0]])
+    times = np.array(["2020-01-01", "2020-03-01", "2020-03-02", "2020-03-03"], "datetime64[D]")
+    train, test = split_entries(X, 0.5, strategy="time", timestamps=times)
+    assert_array_equal(train.toarray(), [[1, 2], [0, 0]])
+    assert_array_equal(test.toarray(), [[0, 0], [3, 4]])
 
 
 def test_duplicates_are_summed():
@@ -209,9 +257,14 @@ def test_duplicates_are_summed():
         ({"test_size": np.nan}, "test_size must be a float between 0 and 1"),
         ({"test_size": "half"}, "test_size must be a float between 0 and 1"),
         ({"test_size": 5}, "test_size=5 of 5 stored entries leaves none for training"),
-        ({"strategy": "first"}, "strategy must be 'uniform', 'per-row' or 'last', got 'first'"),
+        ({"strategy": "first"}, "must be 'uniform', 'per-row', 'last' or 'time', got 'first'"),
         ({"strategy": "last"}, "strategy='last' needs timestamps"),
-        ({"timestamps": np.arange(5)}, "timestamps are for strategy='last', not 'uniform'"),
+        ({"strategy": "time"}, "strategy='time' needs timestamps"),
+        ({"timestamps": np.arange(5)}, "are for strategy='last' or 'time', not 'uniform'"),
+        (
+            {"strategy": "time", "timestamps": np.arange(5), "test_size": 5},
+            "test_size=5 of 5 stored entries leaves none for training",
+        ),
         ({"X": [1.0, 2.0]}, "Expected 2D array"),
         ({"X": sp.coo_array([1.0, 2.0])}, "Expected 2D"),
         ({"X": sp.csr_array([[1j]])}, "Complex data not supported"),
@@ -509,6 +562,99 @@ def test_pipeline_that_drops_columns(X):
     )
     search.set_params(scoring=holdout_scorer("recall@5")).fit(X, np.zeros(240))
     assert search.best_score_ == pytest.approx(expected, rel=1e-12)
+
+
+def in_all_forms(X):
+    """Return a matrix in the forms that dense steps take, by name."""
+    columns = ["sparse", *(f"item {j}" for j in range(1, X.shape[1]))]  # a name that pandas has
+    dense = X.toarray()
+    pandas = pd.DataFrame(dense, columns=columns, index=[f"user {i}" for i in range(X.shape[0])])
+    return {
+        "array": dense,
+        "masked": np.ma.masked_equal(dense, 0),
+        "pandas": pandas,
+        "polars": pl.DataFrame(dense, schema=columns),
+        "pyarrow": pa.table(dict(zip(columns, dense.T, strict=True))),
+    }
+
+
+@pytest.mark.parametrize("name", ["ndcg@6", "neg_rmse"])
+@pytest.mark.parametrize("form", ["array", "pandas", "polars"])
+def test_dense_steps_get_what_is_dense(X, form, name):
+    """A scale that all columns share changes no ranking, and errors by itself."""
+    X = sp.vstack([X, sp.csr_array(np.full((3, 40), 5.0))])  # so that every maximum is 5
+    X = sp.csr_array(X)[np.random.default_rng(0).permutation(243)]
+    test = np.array_split(np.arange(243), 3)
+    full = np.flatnonzero(counts(X) == 40)
+    cv = [(np.union1d(np.setdiff1d(np.arange(243), t), full), np.setdiff1d(t, full)) for t in test]
+    last = WALS(4, max_iter=3, random_state=0)
+    search = GridSearchCV(last, {"n_components": [2, 4]}, cv=cv, scoring=holdout_scorer(name))
+    by_hand = search.fit(X / 5).cv_results_["mean_test_score"]
+    for step in (
+        MinMaxScaler(),
+        MaxAbsScaler(),
+        FunctionTransformer(lambda X: np.asarray(X) / 5),
+        FunctionTransformer(lambda X: sp.csr_array(np.asarray(X) / 5)),
+    ):
+        pipeline = make_pipeline(step, last)
+        search = GridSearchCV(pipeline, {"wals__n_components": [2, 4]}, cv=cv)
+        search.set_params(scoring=holdout_scorer(name), error_score="raise")
+        scores = search.fit(in_all_forms(X)[form]).cv_results_["mean_test_score"]
+        assert_allclose(scores, by_hand, rtol=1e-9)
+
+
+@pytest.mark.parametrize("form", ["array", "masked", "pandas", "polars"])
+def test_what_a_dense_step_moves_from_zero(X, form):
+    train, test = X[:160], X[160:]
+    kept, hidden = split_entries(test, 0.2, strategy="per-row", random_state=0)
+    rows = np.flatnonzero(counts(hidden))
+    pipeline = make_pipeline(StandardScaler(), WALS(4, max_iter=3, random_state=0))
+    pipeline.fit(in_all_forms(train)["array" if form == "masked" else form])
+    scaler, last = StandardScaler().fit(train.toarray()), pipeline[-1]
+    predicted = last.inverse_transform(last.transform(scaler.transform(kept.toarray())))[rows]
+    where = hidden[rows].nonzero()
+    error = predicted[where] - scaler.transform(test.toarray())[rows][where]
+    given_test = in_all_forms(test)[form]
+    value = holdout_scorer("neg_rmse")(pipeline, given_test)
+    assert value == pytest.approx(-np.sqrt(np.mean(error**2)), rel=1e-9)
+    predicted[kept[rows].nonzero()] = -np.inf
+    ranked = np.argsort(-predicted, axis=1, kind="stable")[:, :5]
+    expected = metrics.ndcg_at_k(hidden[rows], ranked, 5)
+    assert holdout_scorer("ndcg@5")(pipeline, given_test) == pytest.approx(expected, rel=1e-9)
+
+
+def test_columns_are_known_by_name_in_steps(X):
+    forms = in_all_forms(X[:160]), in_all_forms(X[160:])
+    names = list(forms[0]["pandas"].columns)
+    expected = None
+    for form in ("pandas", "polars"):
+        for output in ("default", "pandas", "polars"):
+            select = ColumnTransformer([("half", MinMaxScaler(), names[::2])])
+            select.set_output(transform=output)
+            pipeline = make_pipeline(select, WALS(4, max_iter=3, random_state=0))
+            value = holdout_scorer("recall@5")(pipeline.fit(forms[0][form]), forms[1][form])
+            expected = value if expected is None else expected
+            assert value == expected > 0
+
+
+def test_sparse_frames_stay_sparse_in_steps(X):
+    frames = [pd.DataFrame.sparse.from_spmatrix(sp.csr_matrix(part)) for part in (X[:160], X[160:])]
+    pipeline = make_pipeline(MaxAbsScaler(), WALS(4, max_iter=3, random_state=0))
+    expected = holdout_scorer("ndcg@5")(clone(pipeline).fit(X[:160]), X[160:])
+    assert holdout_scorer("ndcg@5")(pipeline.fit(frames[0]), frames[1]) == expected
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars", "pyarrow"])
+def test_frames_keep_their_names(X, form):
+    """Any warning, as that X has no feature names, is an error here."""
+    frame, last = in_all_forms(X)[form], WALS(4, max_iter=3, random_state=0)
+    scorer = holdout_scorer("ndcg@6")
+    model = clone(last).fit(frame)
+    assert_array_equal(model.feature_names_in_, ["sparse", *(f"item {j}" for j in range(1, 40))])
+    assert scorer(model, frame) == scorer(clone(last).fit(X), X)
+    if form != "pyarrow":  # scikit-learn cannot index these
+        scores = cross_val_score(last, frame, cv=3, scoring=scorer, error_score="raise")
+        assert_array_equal(scores, cross_val_score(last, X, cv=3, scoring=scorer))
 
 
 def test_pipelines_and_searches_in_each_other(X, model):

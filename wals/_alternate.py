@@ -72,9 +72,8 @@ class State:
         other.settle(n_threads)
         return other
 
-    def add(self, side, swept, n_iter):
+    def add(self, side, swept, data_loss, n_iter):
         """Add what a sweep of "rows" or "columns" told, and print it if asked to."""
-        data_loss = max(swept.loss - swept.penalty, 0.0)
         self.penalties[side] = swept.penalty
         self.n_singular[side] = swept.n_singular
         self.losses.append(data_loss + sum(self.penalties.values()))
@@ -142,6 +141,7 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
     """
     cols.factors = state.V
     may_be_rough = auto and rows.objective.unobserved_weight > 0
+    least = np.inf  # data loss so far
     while state.n_iter < max_iter:
         tasks.begin_iteration()
         n_iter = state.n_iter + 1
@@ -150,10 +150,14 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
             state.penalties["columns"] = cols.penalty()
         rough = may_be_rough and state.relative_decrease() > ROUGH_UNTIL
         for name, side, other in (("rows", rows, cols), ("columns", cols, rows)):
-            # Those of rows are found anew; where a sweep starts from duals, nothing reads them.
+            # Those of rows are found anew; where a sweep starts from duals, nothing reads them, but
+            # for a data loss that is small, or may be soon.
             spend = side is cols and rows.start == DUALS
+            spend = spend and n_iter > 1 and least > 10 * side.least_data_loss
             swept = side.sweep(other.factors, rough=rough, frame=state.frame, spend=spend)
-            state.add(name, swept, n_iter)
+            data_loss = side.data_loss(swept, other.factors)
+            least = min(least, data_loss)
+            state.add(name, swept, data_loss, n_iter)
         stopped = tasks.end_iteration(lambda: state.snapshot(n_threads))
         if stopped or (tol > 0 and state.relative_decrease() < tol):
             return True
@@ -162,7 +166,9 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
 
 def finish(rows, state, U):
     """Sweep the rows exactly with the final V, which is settled, and set U to their factors."""
-    state.add("rows", rows.to_solve_exactly(U).sweep(state.V), state.n_iter)
+    rows = rows.to_solve_exactly(U)
+    swept = rows.sweep(state.V)
+    state.add("rows", swept, rows.data_loss(swept, state.V), state.n_iter)
 
 
 def rwse(data_loss, sum_weights):

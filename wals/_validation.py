@@ -1,8 +1,110 @@
-"""Checks of input, in the words of scikit-learn."""
+"""Checks of input, in the words of scikit-learn where these say what to do."""
+
+import re
+from numbers import Number
 
 import numpy as np
 import scipy.sparse as sp
 from sklearn.utils import check_array
+from sklearn.utils.validation import validate_data
+
+#: What tells NumPy that an object is an array, or a library that it is a table.
+_PROTOCOLS = ("__array__", "__array_interface__", "__dlpack__", "__dataframe__")
+#: Formats that arrays of positions and values make up; in the others nothing is stored twice.
+_LISTED = ("csr", "csc", "coo", "bsr")
+#: Types that duplicates are summed in, of those that are too narrow for it.
+_WIDE = {"b": np.int64, "i": np.int64, "u": np.uint64}
+
+
+def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **options):
+    """Return whatever stands for a matrix as canonical CSR: the one way in.
+
+    Values are converted before duplicates are summed. Masked elements are not stored.
+
+    Parameters
+    ----------
+    X : {array-like, sparse matrix, data frame} of shape (n, m)
+    dtype : "numeric", dtype or list of dtype, default="numeric"
+        "numeric" keeps the type of X, but for that of narrow numbers with duplicates, see `as_csr`.
+        Of a list, what is none of it becomes the first.
+    estimator : estimator, default=None
+        Its number and names of columns are checked, or set if `reset`.
+    reset : bool, default=True
+    name : str, default="X"
+    **options
+        See `sklearn.utils.check_array`.
+    """
+    X = _converted(as_matrix(X, name), dtype)
+    options = {"accept_sparse": True, "dtype": dtype} | options
+    try:
+        if estimator is None:
+            checked = check_array(X, input_name=name, **options)
+        else:
+            checked = validate_data(estimator, X, reset=reset, **options)
+        if checked.dtype.kind == "O":  # of a list
+            options["dtype"] = np.float64
+            checked = check_array(checked, input_name=name, **options)
+    except ValueError as error:
+        raise _in_our_words(error, name) from None
+    return as_csr(checked)
+
+
+def as_matrix(X, name):
+    """Return X, its masked elements set to 0; raise an error if it is no matrix in memory."""
+    if sp.issparse(X):
+        return X
+    kind, is_array = type(X).__name__, any(hasattr(X, protocol) for protocol in _PROTOCOLS)
+    if not is_array and hasattr(X, "X") and hasattr(X, "var"):
+        raise TypeError(
+            f"{name} is of type {kind}: pass its matrix, {name}.X, or {name}.X[:] where that is "
+            "backed by a file."
+        )
+    if not is_array and len(getattr(X, "shape", ())) == 2 and hasattr(X, "__getitem__"):
+        raise TypeError(f"{name} is of type {kind}, which is not in memory: pass {name}[:].")
+    is_sequence = hasattr(X, "__len__") and hasattr(X, "__getitem__") and not hasattr(X, "keys")
+    has_values = is_array or is_sequence or isinstance(X, Number)  # of which scikit-learn tells
+    if isinstance(X, str | bytes) or not has_values:
+        raise TypeError(
+            f"{name} must be a matrix in memory: an array, a sparse matrix, a data frame, or what "
+            f"[:] reads of a file. Got {kind}."
+        )
+    if isinstance(X, list | tuple) and any(map(sp.issparse, X)):
+        raise ValueError(
+            f"{name} is a {kind} of sparse matrices: pass scipy.sparse.vstack({name})."
+        )
+    if isinstance(X, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in X):
+        raise TypeError(f"{name} is a {kind} of masked arrays: pass their numpy.ma.stack.")
+    if getattr(getattr(X, "dtype", None), "names", None):
+        raise ValueError(f"{name} has the fields {X.dtype.names}: pass a matrix of numbers.")
+    types = getattr(X, "dtypes", getattr(getattr(X, "schema", None), "types", None))
+    types = types if hasattr(types, "__iter__") else [getattr(X, "dtype", None)]
+    if re.search("date|time|duration", " ".join(set(map(str, types))).lower()):
+        raise ValueError(f"{name} holds dates or times: pass a matrix of numbers.")
+    return X.filled(0) if isinstance(X, np.ma.MaskedArray) else X
+
+
+def _converted(X, dtype):
+    """Return a sparse matrix in a precision and format of which the rest is an easy check."""
+    if not (sp.issparse(X) and X.ndim == 2):
+        return X
+    if X.format not in _LISTED:
+        X = X.tocsr()
+    if dtype != "numeric" and X.dtype.kind in "biuf":
+        dtypes = dtype if isinstance(dtype, list) else [dtype]
+        X = X if X.dtype in dtypes else X.astype(dtypes[0])
+    if X.format in ("csc", "bsr"):  # to convert them, SciPy trusts the indices
+        X.check_format(full_check=True)
+    return X
+
+
+def _in_our_words(error, name):
+    if "contains NaN" in str(error) or "fill value must be 0" in str(error):
+        return ValueError(
+            f"Input {name} contains NaN. Leave out what is not known: pass a sparse matrix that "
+            "stores only what is, or replace NaN by 0, which a dense array does not store, as by "
+            f"numpy.nan_to_num({name}) or {name}.fillna(0)."
+        )
+    return error
 
 
 def as_csr(X):
@@ -10,7 +112,15 @@ def as_csr(X):
 
     It is a new object, on the same arrays if they are so. The kernels, which compile for each type
     of index, thus do so once.
+
+    The type of X is kept, but for two that sparse matrices cannot have or be summed in: float16
+    becomes float64, and where integers or bools have duplicates, their sums are 64-bit integers.
     """
+    if X.dtype == np.float16:
+        X = X.astype(np.float64)
+    nnz, dtype = X.nnz if sp.issparse(X) else None, X.dtype
+    if nnz and dtype.kind in _WIDE and not getattr(X, "has_canonical_format", True):
+        X = X.astype(_WIDE[dtype.kind], copy=False)
     X = sp.csr_array(X)
     X.check_format(full_check=True)
     index_type = sp.get_index_dtype(maxval=max(*X.shape, X.nnz))
@@ -19,7 +129,26 @@ def as_csr(X):
     if not X.has_canonical_format:
         X = X.copy()
         X.sum_duplicates()
+    if X.nnz == nnz:
+        return X.astype(dtype, copy=False)
+    if nnz is not None and X.dtype.kind == "f" and not np.isfinite(X.data).all():
+        raise ValueError(f"Duplicates do not add up to a finite number in {X.dtype}.")
     return X
+
+
+def check_numbers(values, name, **options):
+    """Return values as an array, for each of which there has to be a number."""
+    refuse_masked(values, name)
+    return check_array(as_matrix(values, name), input_name=name, **options)
+
+
+def refuse_masked(values, name):
+    parts = [values, *values] if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) and np.ma.is_masked(part) for part in parts):
+        raise TypeError(
+            f"{name} has masked elements, but each of its numbers is needed: fill them, as by "
+            f"{name}.filled(0)."
+        )
 
 
 def check_axis(axis):
@@ -31,9 +160,10 @@ def check_weights(weights, n, name):
     """Return weights as a float64 array of shape (n,)."""
     if callable(weights):
         raise ValueError(f"{name} must be numbers, not a function: call it on the counts first.")
+    refuse_masked(weights, name)
     if weights is None or np.ndim(weights) == 0:
         weights = np.full(n, 1.0 if weights is None else weights)
-    weights = check_array(weights, ensure_2d=False, dtype=np.float64, input_name=name, copy=True)
+    weights = check_numbers(weights, name, ensure_2d=False, dtype=np.float64, copy=True)
     if weights.shape != (n,):
         raise ValueError(f"{name} has shape {weights.shape}, but {(n,)} is needed.")
     if weights.min(initial=0) < 0:
@@ -44,7 +174,8 @@ def check_weights(weights, n, name):
 
 def check_entry_weights(weights, X):
     """Return the weights of the stored entries of X, in their order."""
-    weights = check_array(weights, accept_sparse="csr", dtype=X.dtype, input_name="entry_weights")
+    weights = _converted(weights, X.dtype)
+    weights = check_numbers(weights, "entry_weights", accept_sparse=True, dtype=X.dtype)
     if weights.shape != X.shape:
         raise ValueError(f"entry_weights has shape {weights.shape}, but X has {X.shape}.")
     if sp.issparse(weights):

@@ -16,10 +16,10 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state, gen_batches
+from sklearn.utils import check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils._set_output import _get_output_config
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ._alternate import State, alternate, finish, rwse, warn_singular
 from ._callback_support import CallbackSupportMixin, FitTasks
@@ -30,7 +30,15 @@ from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import as_side, get_side, store
 from ._memory import check_memory
-from ._validation import as_csr, check_axis, check_entry_weights, check_indices, check_weights
+from ._validation import (
+    as_matrix,
+    check_axis,
+    check_entry_weights,
+    check_indices,
+    check_matrix,
+    check_numbers,
+    check_weights,
+)
 
 _DTYPES = [np.float64, np.float32]
 
@@ -203,13 +211,16 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     Notes
     -----
     *Stored* means stored: an explicit zero of a sparse matrix is an observed entry with target 0.
-    A dense array stores its non-zeros. Duplicates are summed.
+    A dense array stores its non-zeros, and a masked one those that are not masked. Duplicates are
+    summed, in the precision of the factors.
 
     A row or column without stored entries has a factor of 0. A singular system
     (without regularization, or where it vanishes next to huge weights) gets the solution of minimum
     norm, and one warning tells how many there were.
 
     All factors have the precision of X: float32 or float64. A float32 CSR matrix is not copied.
+    Losses are those of the factors as they are, in float64: next to large values, what is left of
+    them may be the rounding of the factors.
 
     With scikit-learn >= 1.9, ``set_callbacks(...)`` has `fit` call callbacks, also those of
     ``sklearn.callback``, for the fit and for each iteration. The `fitted_estimator` that a callback
@@ -329,8 +340,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
-            The matrix to factorise. A CSR matrix of floats is used without copying.
+        X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
+            The matrix to factorise. A CSR matrix of floats is used without copying. What is not
+            known is left out: it is not stored, or 0 in a dense array, but not NaN.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -353,6 +365,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ValueError
             If X or a weight has a wrong shape, is complex, negative (weights) or not finite, or if
             a parameter is out of its range.
+
+        TypeError
+            If X is no matrix in memory, or a weight is masked.
 
         MemoryError
             If the fit needs more memory than this process may use, before it begins.
@@ -380,7 +395,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
         tasks = FitTasks(self, X, y, row_weights)
-        X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
+        X = check_matrix(X, dtype=_DTYPES, estimator=self)
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         C = self._check_col_weights(X)
@@ -513,7 +528,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             raise ValueError(
                 "The model has no rows yet: call partial_fit with axis=0 before axis=1."
             )
-        X = as_csr(validate_data(self, X, accept_sparse="csr", dtype=_DTYPES, order="C"))
+        X = check_matrix(X, dtype=_DTYPES, estimator=self)
         self.col_weights_ = self._check_col_weights(X)
         _, V, _ = self._start(0, X.shape[1], X.dtype)
         self.components_, self.row_factors_ = V.T, np.zeros((0, V.shape[1]), X.dtype)
@@ -569,19 +584,20 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             ``U @ components_``, or its values at the stored positions of `pattern` alone.
         """
         check_is_fitted(self)
-        U = check_array(U, dtype=self.components_.dtype, order="C")
+        U = check_numbers(U, "U", dtype=self.components_.dtype, order="C")
         k, m = self.components_.shape
         if U.shape[1] != k:
             raise ValueError(f"U has {U.shape[1]} columns, but WALS has {k} components.")
         if pattern is None:
             return U @ self.components_
-        pattern = sp.csr_array(pattern)
+        pattern = sp.csr_array(as_matrix(pattern, "pattern"))
         if pattern.shape != (U.shape[0], m):
             raise ValueError(f"pattern has shape {pattern.shape}, but {(U.shape[0], m)} is needed.")
         pattern.check_format(full_check=True)
         n_threads = effective_n_threads(self.n_jobs)
-        values = sampled_product(U, self.col_factors_, pattern, n_threads=n_threads)
         structure = (pattern.indices.copy(), pattern.indptr.copy())
+        V = self.col_factors_
+        values = sampled_product(U, V, *structure, dtype=U.dtype, n_threads=n_threads)
         return sp.csr_array((values, *structure), shape=pattern.shape)
 
     def score(self, X, y=None, *, row_weights=None):
@@ -626,8 +642,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_axis(axis)
         X = self._check_items(X, axis)
         side, swept = self._project(X, axis, weights)
-        data_loss = max(swept.loss - swept.penalty, 0.0)
         fixed = get_side(self, 1 - axis)
+        data_loss = side.data_loss(swept, fixed.factors)
         penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
         sum_weights = float(side.mass.sum())
         return {
@@ -671,7 +687,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             for block in gen_batches(m, max(1, 2**16 // k)):
                 V[block] = random.uniform(size=V[block].shape) / np.sqrt(k)
         else:
-            V = check_array(self.init, dtype=dtype, order="C", copy=True, input_name="init")
+            V = check_numbers(self.init, "init", dtype=dtype, order="C", copy=True)
             source = "init"
         if V.shape != (m, k):
             raise ValueError(f"{source} has factors of shape {V.shape}, but {(m, k)} is needed.")
@@ -687,10 +703,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def _check_items(self, X, axis):
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
-        options = {"accept_sparse": "csr", "dtype": self.components_.dtype, "order": "C"}
+        dtype = self.components_.dtype
         if axis == 0:
-            return as_csr(validate_data(self, X, reset=False, **options))
-        X = as_csr(check_array(X, **options))
+            return check_matrix(X, dtype=dtype, estimator=self, reset=False)
+        X = check_matrix(X, dtype=dtype)
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "

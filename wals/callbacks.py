@@ -9,9 +9,9 @@ from numbers import Integral
 import numpy as np
 
 from ._callback_support import ITERATION, Observer
-from ._validation import as_csr
+from ._validation import as_csr, check_matrix
 from ._wals import WALS
-from .model_selection import _PREDICTION, _RANKING, _check_matrix, _rank, holdout_scorer
+from .model_selection import _PREDICTION, _RANKING, _rank, _without, holdout_scorer
 
 __all__ = ["EarlyStopping"]
 
@@ -30,7 +30,8 @@ class EarlyStopping(Observer):
         others. They are left out of the ranking.
 
     held_out : {array-like, sparse matrix} of shape (n_rows, n_features)
-        The entries of the same rows that are looked for: every stored entry is relevant.
+        The entries of the same rows that are looked for: every stored entry is relevant. None of
+        their positions is stored in `fold_in`.
 
     metric : str, default="ndcg@20"
         What is measured; see `wals.model_selection.holdout_scorer`. Greater is better.
@@ -56,7 +57,8 @@ class EarlyStopping(Observer):
     Raises
     ------
     ValueError
-        If a parameter is none of the above, or no row has an entry in both matrices.
+        If a parameter is none of the above, a position is stored in both matrices, or no row has an
+        entry in each.
 
     TypeError
         In a fit, if the callback is set on another estimator than WALS.
@@ -103,10 +105,17 @@ class EarlyStopping(Observer):
             raise ValueError(f"patience must be an integer of at least 1, got {patience!r}.")
         if not isinstance(restore_best, bool | np.bool_):
             raise ValueError(f"restore_best must be True or False, got {restore_best!r}.")
-        fold_in, held_out = _check_matrix(fold_in), _check_matrix(held_out)
+        fold_in = check_matrix(fold_in, name="fold_in", ensure_min_samples=0)
+        held_out = check_matrix(held_out, name="held_out", ensure_min_samples=0)
         if fold_in.shape != held_out.shape:
             raise ValueError(
                 f"fold_in has shape {fold_in.shape}, but held_out has {held_out.shape}."
+            )
+        n_shared = held_out.nnz - _without(held_out, fold_in).nnz
+        if n_shared:
+            raise ValueError(
+                f"fold_in stores {n_shared} of the {held_out.nnz} positions that held_out stores: "
+                "an entry is either folded in or looked for."
             )
         rows = np.flatnonzero((np.diff(fold_in.indptr) > 0) & (np.diff(held_out.indptr) > 0))
         if not rows.size:

@@ -8,10 +8,10 @@ predictions of the stored entries of a sparse matrix.
 from numbers import Integral
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import issparse
 from sklearn.utils import check_array
 
-from ._validation import as_csr
+from ._validation import as_csr, refuse_masked
 
 __all__ = [
     "auc",
@@ -360,7 +360,7 @@ def rmse(truth, predicted):
         The true values. Explicit zeros are entries, too; duplicates are summed.
     predicted : sparse matrix or array, or array-like of shape (n_stored,)
         What was predicted for them: a matrix that stores exactly the positions that `truth`
-        stores, or an array in the order of ``truth.tocsr().data``.
+        stores; or, if `truth` is a CSR or COO matrix, an array in the order of ``truth.data``.
 
     Returns
     -------
@@ -371,7 +371,10 @@ def rmse(truth, predicted):
     ------
     ValueError
         If `truth` is dense, the shapes or positions do not agree, a value is not finite, or
-        `predicted` is an array and `truth` has duplicates.
+        `predicted` is an array and `truth` has duplicates or is neither CSR nor COO.
+
+    TypeError
+        If a prediction is masked.
 
     Examples
     --------
@@ -424,6 +427,7 @@ def _find_hits(truth, ranked, k):
     _check_sparse(truth)
     if not isinstance(k, Integral) or k < 1:
         raise ValueError(f"k must be an integer of at least 1, got {k!r}.")
+    refuse_masked(ranked, "ranked")
     ranked = np.asarray(ranked)
     n_rows, n_columns = truth.shape
     if ranked.ndim != 2 or ranked.shape[0] != n_rows or ranked.shape[1] < k:
@@ -496,9 +500,8 @@ def _check_sparse(truth):
 def _stored_values(values, X, name, *, of="X"):
     """Return values of the stored entries of X, given in either form, in the order of `as_csr(X)`.
 
-    Either form: a sparse matrix of the same structure, or an array in the order of X as CSR.
+    Either form: a sparse matrix of the same structure, or an array in the order of X.
     """
-    X = csr_array(X)
     if issparse(values):
         values, X = as_csr(values), as_csr(X)
         same = values.shape == X.shape and np.array_equal(values.indptr, X.indptr)
@@ -507,15 +510,23 @@ def _stored_values(values, X, name, *, of="X"):
                 f"{name} must store exactly the positions that {of} stores, explicit zeros too."
             )
         return values.data
+    refuse_masked(values, name)
     values = np.asarray(values)
+    if X.format not in ("csr", "coo"):
+        raise ValueError(
+            f"{name} is an array, and {of} a {X.format.upper()} matrix, whose entries have another "
+            f"order than by rows: pass {of} as a CSR or COO matrix, or {name} as a sparse matrix."
+        )
     if values.shape != (X.nnz,):
         raise ValueError(
             f"{name} has shape {values.shape}, but {(X.nnz,)} is needed: one value for every "
             f"stored entry of {of}."
         )
-    if X.has_canonical_format:
+    if X.format == "csr" and X.has_canonical_format:
         return values
-    places = as_csr(csr_array((np.arange(X.nnz), X.indices, X.indptr), shape=X.shape))
+    places = X.copy()
+    places.data = np.arange(X.nnz)
+    places = as_csr(places)
     if places.nnz < X.nnz:
         raise ValueError(f"{of} has duplicates, so that {name} has several values for an entry.")
     return values[places.data]

@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 
-from ._validation import as_csr, check_weights
+from ._validation import as_csr, as_matrix, check_matrix, check_weights
 from .metrics import (
     _stored_values,
     average_precision_at_k,
@@ -90,9 +90,12 @@ class holdout_scorer(BaseEstimator):
     ``inverse_transform(U, pattern=...)``, which WALS has.
 
     *In a pipeline*, the earlier steps transform the kept entries, as they would in use: a
-    ``TfidfTransformer`` normalises a row by what is kept. Columns and values are those that the
-    last step gets: the earlier steps transform the complete rows too, and of these the entries
-    that the transformed kept ones do not store are the hidden ones. So values are compared in the
+    ``TfidfTransformer`` normalises a row by what is kept. They get them in the form of X: dense, or
+    a frame of the same library with the same names, if X is one. Columns and values are those that
+    the last step gets: the earlier steps transform the complete rows too, and of these the entries
+    that the transformed kept ones do not store are the hidden ones. What a ``StandardScaler`` makes
+    of a dense row has few zeros or none: of dense rows those entries count as stored which are not
+    what the steps make of 0 there. So values are compared in the
     scale of a ``MaxAbsScaler``, and a column that a feature selection drops is not looked for. A
     row of which nothing kept, or nothing hidden, is left then does not count. A pipeline can end
     in a pipeline or a search.
@@ -151,7 +154,7 @@ class holdout_scorer(BaseEstimator):
         ----------
         estimator : object
             A fitted WALS, or a pipeline or search that ends in one.
-        X : {array-like, sparse matrix} of shape (n_samples, n_features)
+        X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             Rows that it was not fitted on.
         y : Ignored
             Not used, present for API consistency by convention.
@@ -165,32 +168,32 @@ class holdout_scorer(BaseEstimator):
         """
         name, k = self._check()
         steps, model = _unwrap(estimator)
+        X = as_matrix(X, "X")
         kept, hidden = split_entries(
             X, self.holdout, random_state=self.random_state, strategy="per-row"
         )
         weights = {}
         if row_weights is not None:
             weights["weights"] = check_weights(row_weights, kept.shape[0], "row_weights")
-        if hasattr(X, "iloc"):
-            # The estimator may know the columns by name.
-            kept = type(X).sparse.from_spmatrix(kept, index=X.index, columns=X.columns)
-        complete = X
-        for step in steps:
-            kept, complete = step.transform(kept), step.transform(complete)
-        factors = check_array(model.transform(kept, **weights), input_name="factors")
-        kept = _check_matrix(kept)
+        seen, kept = kept, _in_form_of(X, kept)
         if steps:
-            hidden = _without(_check_matrix(complete), kept)
+            complete, empty = X, None if _is_sparse(X) else _in_form_of(X, csr_array(seen.shape))
+            for step in steps:
+                kept, complete = step.transform(kept), step.transform(complete)
+                empty = None if empty is None else step.transform(empty)
+            seen = _entries(kept, empty)
+            hidden = _without(_entries(complete, empty), seen)
+        factors = check_array(model.transform(kept, **weights), input_name="factors")
 
-        rows = np.flatnonzero((np.diff(kept.indptr) > 0) & (np.diff(hidden.indptr) > 0))
+        rows = np.flatnonzero((np.diff(seen.indptr) > 0) & (np.diff(hidden.indptr) > 0))
         if not rows.size:
             raise ValueError(
                 "No row can be scored: that takes two stored entries, one to keep and one to hide."
             )
-        factors, kept, hidden = factors[rows], kept[rows], hidden[rows]
+        factors, seen, hidden = factors[rows], seen[rows], hidden[rows]
         if name in _PREDICTION:
             return -_PREDICTION[name](hidden, model.inverse_transform(factors, pattern=hidden))
-        ranked = _rank(factors, model.components_, k, exclude=kept if self.exclude_seen else None)
+        ranked = _rank(factors, model.components_, k, exclude=seen if self.exclude_seen else None)
         return _RANKING[name](hidden, ranked, k)
 
     def score(self, estimator, X, y=None, *, row_weights=None):
@@ -204,41 +207,50 @@ def split_entries(X, test_size=0.2, *, random_state=None, strategy="uniform", ti
     Parameters
     ----------
     X : {array-like, sparse matrix} of shape (n_rows, n_columns)
-        Its stored entries are split, explicit zeros too; of a dense array the non-zeros.
-        Duplicates are summed.
+        Its stored entries are split, explicit zeros too; of a dense array the non-zeros that are
+        not masked. Duplicates are summed.
     test_size : float or int, default=0.2
         A float between 0 and 1 is the share of the entries that goes to the test matrix, an int is
-        their number: with "uniform" of all entries together, otherwise of the entries of every row.
+        their number: with "uniform" and "time" of all entries together, otherwise of the entries of
+        every row.
         The number of all is rounded up, as by `train_test_split` of scikit-learn; that of a row is
         rounded down, as for Mult-VAE [1]_, but at least 1.
     random_state : int, RandomState instance or None, default=None
         An int gives the same split at every call (with the same release of NumPy).
-    strategy : {"uniform", "per-row", "last"}, default="uniform"
+    strategy : {"uniform", "per-row", "last", "time"}, default="uniform"
         Which entries go to the test matrix.
 
         - "uniform": any; a row may lose all of its entries.
         - "per-row": any of every row.
         - "last": the latest of every row, by `timestamps`; `random_state` has no effect. Of
           entries at the same time those with the larger columns count as the later ones.
+        - "time": the latest of all, by `timestamps`, as if the test began at a date; a row may lose
+          all of its entries, and `random_state` has no effect. Of entries at the same time those in
+          the larger rows, and there in the larger columns, count as the later ones.
 
         "per-row" and "last" leave at least one entry of every row in the training matrix: a row
         with one entry has none in the test matrix.
     timestamps : array-like of shape (n_stored,) or sparse matrix, default=None
-        When the entries happened: numbers or datetime64, in the order of ``X.tocsr().data``; or a
-        sparse matrix that stores exactly the positions that X stores. Needed for "last", and
-        for nothing else.
+        When the entries happened: numbers or datetime64, in the order of ``X.data`` of a CSR or COO
+        matrix, or of the non-zeros of a dense one, row by row; or, also for a sparse matrix in
+        another format, a sparse matrix that stores exactly the positions that X stores. Needed for
+        "last" and "time", and for nothing else.
 
     Returns
     -------
     train, test : csr_array or csr_matrix of shape (n_rows, n_columns)
         Every stored entry of X is stored in exactly one of them. csr_matrix for a sparse matrix,
-        csr_array otherwise; the dtype of X.
+        csr_array otherwise. The dtype is that of X, unless its values do not fit: integers and
+        bools with duplicates become 64-bit integers, and float16 becomes float64.
 
     Raises
     ------
     ValueError
         If an argument is none of the above, `test_size` leaves nothing for the training matrix,
         the timestamps do not fit X or are NaN, or X is not finite.
+
+    TypeError
+        If X is no matrix in memory, or timestamps are masked.
 
     See Also
     --------
@@ -261,25 +273,35 @@ def split_entries(X, test_size=0.2, *, random_state=None, strategy="uniform", ti
     >>> test.toarray()
     array([[1, 0, 0, 0],
            [0, 0, 5, 0]])
+    >>> train, test = split_entries(X, 2, strategy="time", timestamps=[9, 3, 5, 1, 2])
+    >>> test.toarray()
+    array([[1, 0, 0, 3],
+           [0, 0, 0, 0]])
     """
     _check_size(test_size, "test_size")
-    if strategy not in ("uniform", "per-row", "last"):
-        raise ValueError(f"strategy must be 'uniform', 'per-row' or 'last', got {strategy!r}.")
-    if (timestamps is not None) != (strategy == "last"):
+    if strategy not in ("uniform", "per-row", "last", "time"):
         raise ValueError(
-            "strategy='last' needs timestamps."
+            f"strategy must be 'uniform', 'per-row', 'last' or 'time', got {strategy!r}."
+        )
+    if (timestamps is not None) != (strategy in ("last", "time")):
+        raise ValueError(
+            f"strategy={strategy!r} needs timestamps."
             if timestamps is None
-            else f"timestamps are for strategy='last', not {strategy!r}."
+            else f"timestamps are for strategy='last' or 'time', not {strategy!r}."
         )
     X, container, timestamps = _check_entries(X, timestamps)
-    if strategy == "uniform":
+    if strategy in ("uniform", "time"):
         n_test = math.ceil(test_size * X.nnz) if test_size < 1 else int(test_size)
         if n_test and n_test >= X.nnz:
             raise ValueError(
                 f"test_size={test_size} of {X.nnz} stored entries leaves none for training."
             )
         held_out = np.zeros(X.nnz, dtype=bool)
-        held_out[_generator(random_state).choice(X.nnz, n_test, replace=False)] = True
+        if strategy == "uniform":
+            chosen = _generator(random_state).choice(X.nnz, n_test, replace=False)
+        else:
+            chosen = np.argsort(timestamps, kind="stable")[X.nnz - n_test :]
+        held_out[chosen] = True
     else:
         counts = np.diff(X.indptr)
         if test_size < 1:
@@ -356,15 +378,10 @@ def _check_size(size, name):
         )
 
 
-def _check_matrix(X):
-    """Return X as canonical CSR of its own dtype."""
-    return as_csr(check_array(X, accept_sparse=True, ensure_min_samples=0, ensure_min_features=0))
-
-
 def _check_entries(X, timestamps):
     """Return X as canonical CSR, the container that it came in, and timestamps in its order."""
     container = csr_matrix if isspmatrix(X) else csr_array
-    checked = _check_matrix(X)
+    checked = check_matrix(X, ensure_min_samples=0, ensure_min_features=0)
     if timestamps is None:
         return checked, container, None
     timestamps = _stored_values(timestamps, X if issparse(X) else checked, "timestamps")
@@ -390,6 +407,42 @@ def _unwrap(estimator):
             f"{estimator!r}."
         )
     return [], estimator
+
+
+# ------------------------------------------------------------------------------- forms of a matrix
+
+
+def _is_sparse(X):
+    types = X.dtypes if hasattr(X, "iloc") else [None]
+    return issparse(X) or all(hasattr(of_column, "fill_value") for of_column in types)
+
+
+def _in_form_of(X, entries):
+    """Return a CSR matrix as what X is: sparse, dense, or a frame with the same names."""
+    if issparse(X):
+        return entries
+    if _is_sparse(X):
+        return type(X).sparse.from_spmatrix(entries, index=X.index, columns=X.columns)
+    dense = entries.toarray()
+    if hasattr(X, "iloc"):
+        return type(X)(dense, index=X.index, columns=X.columns)
+    if hasattr(X, "column_names"):
+        return type(X).from_pydict(dict(zip(X.column_names, dense.T, strict=True)))
+    return type(X)(dense, schema=X.columns, orient="row") if hasattr(X, "columns") else dense
+
+
+def _entries(X, empty):
+    """Return those of a transformed matrix as CSR: what it stores, or where it is not as `empty`.
+
+    `empty` is what the same steps make of zeros: dense ones may move them.
+    """
+    X = check_matrix(X)
+    if empty is None:
+        return X
+    differs = as_csr(check_matrix(empty) != X)
+    values = X[differs.nonzero()]
+    values = values.toarray() if issparse(values) else np.asarray(values)
+    return csr_array((values.ravel(), differs.indices, differs.indptr), shape=X.shape)
 
 
 # ---------------------------------------------------------------------------------------- splitting

@@ -196,18 +196,21 @@ def _sampled_product(team, taken, shards, indices, indptr, U, V, out):
         s = take(taken, SHARD)
 
 
-def sampled_product(U, V, pattern, *, n_threads):
-    """Return u_i.v_j for the stored positions (i, j) of a CSR matrix, in their order."""
-    out = np.empty(pattern.nnz, dtype=U.dtype)
-    shards = make_shards(np.diff(pattern.indptr) + 1)
-    structure = constant(pattern.indices), constant(pattern.indptr)
+def sampled_product(U, V, indices, indptr, *, dtype, n_threads):
+    """Return u_i.v_j for the stored positions (i, j) of a CSR matrix, in their order.
+
+    They are summed in float64, and rounded to the given type.
+    """
+    out = np.empty(indices.size, dtype)
+    shards = make_shards(np.diff(indptr) + 1)
+    structure = constant(indices), constant(indptr)
     with parallel_section(n_threads, _NS_DOT * out.size * U.shape[1]) as run:
         run(_sampled_product, shards, *structure, constant(U), constant(V), out)
     return out
 
 
 @kernel
-def _extra_weights(team, taken, shards, items, other_weights, extras, targets, out):
+def _extra_weights(team, taken, shards, items, other_weights, w0, extras, targets, mass, energy):
     if team:
         in_threads(team, *this_call())
         return
@@ -232,18 +235,23 @@ def _extra_weights(team, taken, shards, items, other_weights, extras, targets, o
             total = 0.0
             for t in range(stop - start):
                 total += extra[t]
-            out[i] = total
+            mass[i] = total
+            total = 0.0
+            for t in range(stop - start):
+                total += (w0 + extra[t]) * target[t] ** 2
+            energy[i] = total
         s = take(taken, SHARD)
 
 
-def extra_weights(items, other_weights, *, n_threads):
-    """Return sum_S e_j of all items in float64."""
-    counts, out = np.diff(items.indptr), np.empty(len(items.weights))
+def extra_weights(items, other_weights, w0, *, n_threads):
+    """Return sum_S e_j, and sum_S (w0 + e_j) a_j^2, of all items in float64."""
+    counts = np.diff(items.indptr)
+    mass, energy = np.empty(len(counts)), np.empty(len(counts))
     shards = make_shards(counts + 1.0)
     with parallel_section(n_threads, items.indices.size) as run:
         scratch = np.empty((2, run.n_threads, counts.max(initial=0)))
-        run(_extra_weights, shards, items, other_weights, *scratch, out)
-    return out
+        run(_extra_weights, shards, items, other_weights, float(w0), *scratch, mass, energy)
+    return mass, energy
 
 
 @kernel

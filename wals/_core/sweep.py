@@ -9,11 +9,13 @@ import scipy.sparse as sp
 from . import kernels
 from .compile import constant, empty_lines, whole_lines
 from .parallel import parallel_section
-from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, transpose
+from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, sampled_product, transpose
 from .plan import make_plan
 
 #: So many numbers a second-level cache holds as they are: to round them would gain nothing.
 _FEW = 2**18
+#: Stored entries and rows, of which the data loss is computed at once, and numbers of dense rows.
+_ENTRIES, _ROWS, _DENSE = 2**20, 2**14, 2**22
 
 
 class Objective(NamedTuple):
@@ -41,6 +43,7 @@ class Swept(NamedTuple):
     loss: float  # sum of the minima, with the penalty of this side
     penalty: float
     n_singular: int
+    spent: bool  # whether the fixed factors are lost
 
 
 class Side:
@@ -73,6 +76,9 @@ class Side:
         sweep has kept; see `kernels`. A solution that is exact starts from nothing.
     mass : ndarray of shape (n,)
         sum_j w_ij, over stored and unstored entries.
+    least_data_loss : float
+        What a sweep can tell of it, as a difference of sums that may be as large as the data loss
+        of factors of 0.
     """
 
     def __init__(
@@ -93,7 +99,8 @@ class Side:
         )
         other_weights = np.empty(0) if np.all(other_weights == 1) else other_weights
         self.other_weights = constant(other_weights)  # (m,), or empty: all 1
-        self.mass = extra_weights(self.items, self.other_weights, n_threads=n_threads)
+        self.mass, energy = extra_weights(self.items, self.other_weights, w0, n_threads=n_threads)
+        self.least_data_loss = 3 * np.sqrt(np.finfo(X.dtype).eps) * energy.sum()
         with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
             self._ratio = w0 * np.diff(X.indptr) / self.mass
         self.mass += w0 * m
@@ -192,7 +199,19 @@ class Side:
         # Without any weight, 0 is as good as for an item without entries.
         singular &= (self.mass > 0) & (np.diff(items.indptr) > 0)
         penalty = float(np.sum(ridge * squares))
-        return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)))
+        n_singular = int(np.count_nonzero(singular))
+        return Swept(float(objectives.sum()), penalty, n_singular, spend and bool(n_bytes))
+
+    def data_loss(self, swept, fixed):
+        """Return the data loss after a sweep, given what it told and the factors that it fixed.
+
+        Where it is nearly all that the sums of the sweep cancel to, it is computed anew.
+        """
+        data_loss = swept.loss - swept.penalty
+        if data_loss >= self.least_data_loss or swept.spent:
+            return max(data_loss, 0.0)
+        w0, weights = self.objective.unobserved_weight, self.other_weights
+        return _data_loss(self.items, weights, w0, self.factors, fixed, self.n_threads)
 
 
 def empty_duals(n, nnz, dtype):
@@ -260,8 +279,52 @@ def _solve_least_norm(items, fixed, i):
     return u, objective, rank < k
 
 
+def _data_loss(items, other_weights, w0, U, V, n_threads):
+    """Return the data loss of factors, of which products are taken in float64.
+
+    It is sum_i [sum_S (w0 + e_j)(a_j - u_i.v_j)^2 + w0 sum_(not S) (u_i.v_j)^2].
+    """
+    (n, k), m, indptr = U.shape, len(V), items.indptr
+    counts, observed = np.diff(indptr), 0.0
+    rest, rounding = np.zeros((2, n))  # of sum_j (u_i.v_j)^2: what is not in S, and how exact
+    with parallel_section(n_threads, NS_PRODUCT * (n + m) * k**2) as run:
+        square = gram(V, np.float64, run) if w0 > 0 else np.zeros((k, k))
+        first = 0
+        while first < n:
+            last = int(np.searchsorted(indptr, indptr[first] + _ENTRIES, side="right")) - 1
+            rows = slice(first, min(max(last, first + 1), first + _ROWS, n))
+            first, stored = rows.stop, slice(indptr[rows.start], indptr[rows.stop])
+            u, of_row = U[rows], np.repeat(np.arange(rows.stop - rows.start), counts[rows])
+            products = sampled_product(
+                u,
+                V,
+                items.indices[stored],
+                indptr[rows.start : rows.stop + 1] - stored.start,
+                dtype=np.float64,
+                n_threads=n_threads,
+            )
+            e, a = _entries(items, other_weights, stored, items.weights[rows][of_row])
+            observed += np.sum((w0 + e) * (a - products) ** 2)
+            u = u.astype(np.float64)
+            rest[rows] = np.einsum("ij,ij->i", u @ square, u)
+            rest[rows] -= np.bincount(of_row, products**2, minlength=len(u))
+            rounding[rows] = (np.abs(u) @ np.sqrt(np.diag(square))) ** 2
+        rest[counts == m] = 0
+        # Differences with less than six digits, in rows with nearly all that they predict in S.
+        rounding *= 1e6 * np.finfo(np.float64).eps
+        few = (rest < rounding) & (counts < m)
+        if w0 * rounding[few].sum() > observed + w0 * rest[~few].sum():
+            few, columns = np.flatnonzero(few), V.T.astype(np.float64)
+            for rows in np.array_split(few, -(-few.size * m // _DENSE)):
+                products = U[rows].astype(np.float64) @ columns
+                for product, i in zip(products, rows, strict=True):
+                    product[items.indices[indptr[i] : indptr[i + 1]]] = 0
+                rest[rows] = np.einsum("ij,ij->i", products, products)
+    return float(observed + w0 * rest.clip(0).sum())
+
+
 def _entries(items, other_weights, stored, weight):
-    """Return e_j and a_j of some stored entries, of an item of this weight, in float64."""
+    """Return e_j and a_j of some stored entries, of items of this weight, in float64."""
     e, a = np.full(stored.stop - stored.start, weight), items.data[stored].astype(np.float64)
     if other_weights.size:
         e *= other_weights[items.indices[stored]]
