@@ -243,7 +243,7 @@ def _solve_least_norm(items, fixed, i):
     """
     stored = slice(items.indptr[i], items.indptr[i + 1])
     j, w0 = items.indices[stored], fixed.unobserved_weight
-    e, a = _entries(items, fixed.weights, stored, items.weights[i])
+    e, a = entries(items, fixed.weights, stored, items.weights[i])
     present, k = fixed.scale > 0, len(fixed.scale)
     P = max(fixed[:3], key=len)[j, :k].astype(np.float64)
     if fixed.steps.size:
@@ -260,7 +260,7 @@ def _solve_least_norm(items, fixed, i):
     return u, objective, rank < k
 
 
-def _entries(items, other_weights, stored, weight):
+def entries(items, other_weights, stored, weight):
     """Return e_j and a_j of some stored entries, of an item of this weight, in float64."""
     e, a = np.full(stored.stop - stored.start, weight), items.data[stored].astype(np.float64)
     if other_weights.size:
