@@ -31,7 +31,9 @@ from .passes import gram
 from .team import in_threads
 
 #: Rows that share a tile of columns, a multiple of 6, and columns of a tile, which panels divide.
-_ROWS, _TILE = 24, 256
+_ROWS, _TILE = 48, 256
+#: Columns of a tile that are looked at together.
+_STRIP = 32
 #: Columns that are prepared at once, and rows that are: what bounds the memory.
 _COLUMNS, _BATCH = 2**15, 2**14
 #: Where more of a tile than this is left, the rest of its products are made as those of a matrix.
@@ -86,6 +88,25 @@ def _count(products, rests, reach, count, needed):
     return n
 
 
+@jit
+def _floor(products, rests, count, n, most):
+    """Return a number that n of a tile's products reach, -inf if there are not so many.
+
+    No product is larger than `most` in absolute value.
+    """
+    zero = products.dtype.type(0)
+    low, high = -most, most
+    if _count(products, rests, zero, count, low) < n:
+        return -products.dtype.type(np.inf)
+    for _ in range(12):
+        middle = (low + high) / 2
+        if _count(products, rests, zero, count, middle) >= n:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @kernel
 def _rank(
     team,
@@ -106,6 +127,7 @@ def _rank(
     indptr,
     products,
     counts,
+    least_scores,
     scores,
     ranked,
 ):
@@ -113,62 +135,62 @@ def _rank(
         in_threads(team, *this_call())
         return
     t = take(taken, THREAD)
-    heads, bodies, lefts = products[t, 0], products[t, 1], counts[t]
-    width, rounding = head.shape[2], epsilon(U) * (V.shape[1] + 8)
+    heads, bodies, lefts, floors = products[t, 0], products[t, 1], counts[t], least_scores[t]
+    width, rounding, none = head.shape[2], epsilon(U) * (V.shape[1] + 8), U.dtype.type(0)
     s = take(taken, SHARD)
     while s < len(shards):
         for block in range(shards[s, 0], shards[s, 1]):
             first, last = block * _ROWS, least((block + 1) * _ROWS, len(U))
-            left, right = lead[first : first + _ROWS], tail[first : first + _ROWS]
+            left, right, n_rows = lead[first:], tail[first:], last - first
+            for r in range(n_rows):
+                floors[r] = scores[first + r, 0]
             for top in range(0, columns.size, _TILE):
-                count, p = least(_TILE, columns.size - top), top // width
-                hopeless = True
-                for i in range(first, last):
-                    hopeless &= reach[i, 0] * norms[top] * (1 + rounding) < scores[i, 0]
+                count, p, spans = least(_TILE, columns.size - top), top // width, rests[top:]
+                hopeless, n_left = True, 0
+                for r in range(n_rows):
+                    hopeless &= reach[first + r, 0] * norms[top] * (1 + rounding) < floors[r]
                 if hopeless:
                     break
                 panels = head[p : p + _TILE // width]
-                multiply(left, last - first, panels, last - first, heads)
-                n_left = 0
-                for i in range(first, last):
-                    slack = rounding * reach[i, 0] * norms[top]
-                    n = _count(
-                        heads[i - first], rests[top:], reach[i, 1], count, scores[i, 0] - slack
-                    )
-                    lefts[i - first] = n
-                    n_left += n
-                many = n_left > _MANY * count * (last - first)
+                multiply(left, n_rows, panels, n_rows, heads)
+                for r in range(n_rows):
+                    slack = rounding * reach[first + r, 0] * norms[top]
+                    needed = floors[r] - slack
+                    lefts[r] = _count(heads[r], spans, reach[first + r, 1], count, needed)
+                    n_left += lefts[r]
+                many = n_left > _MANY * count * n_rows
                 if many:
                     panels = body[p : p + _TILE // width]
-                    multiply(right, last - first, panels, last - first, bodies)
-                for i in range(first, last):
-                    r = i - first
+                    multiply(right, n_rows, panels, n_rows, bodies)
+                    for r in range(n_rows):
+                        for j in range(_TILE):
+                            heads[r, j] += bodies[r, j]
+                for r in range(n_rows):
+                    i, row = first + r, heads[r]
+                    beyond = none if many else reach[i, 1]
+                    slack = rounding * reach[i, 0] * norms[top]
+                    seen = indices[indptr[i] : indptr[i + 1]]
+                    if top == 0 and many and floors[r] == -np.inf:
+                        n = scores.shape[1] + seen.size
+                        floors[r] = _floor(row, spans, count, n, reach[i, 0] * norms[0]) - 2 * slack
                     if lefts[r] == 0:
                         continue
-                    slack = rounding * reach[i, 0] * norms[top]
-                    if many:
-                        for j in range(heads.shape[1]):
-                            bodies[r, j] += heads[r, j]
-                        if (
-                            _count(
-                                bodies[r], rests[top:], U.dtype.type(0), count, scores[i, 0] - slack
-                            )
-                            == 0
-                        ):
+                    for j0 in range(0, count, _STRIP):
+                        j1 = least(j0 + _STRIP, count)
+                        needed = floors[r] - slack
+                        if _count(row[j0:], spans[j0:], beyond, j1 - j0, needed) == 0:
                             continue
-                    seen = indices[indptr[i] : indptr[i + 1]]
-                    for j in range(count):
-                        if many:
-                            score = bodies[r, j]
-                        else:
-                            score = heads[r, j]
-                            if score + reach[i, 1] * rests[top + j] + slack < scores[i, 0]:
+                        for j in range(j0, j1):
+                            score = row[j]
+                            if score + beyond * spans[j] + slack < floors[r]:
                                 continue
-                            for c in range(right.shape[1]):
-                                score += right[r, c] * tails[top + j, c]
-                        if score + slack >= scores[i, 0]:
-                            column = columns[top + j]
-                            _offer(U[i], V[column], column, seen, scores[i], ranked[i])
+                            if not many:
+                                for c in range(tails.shape[1]):
+                                    score += right[r, c] * tails[top + j, c]
+                            if score + slack >= floors[r]:
+                                column = columns[top + j]
+                                _offer(U[i], V[top + j], column, seen, scores[i], ranked[i])
+                                floors[r] = max(floors[r], scores[i, 0])
         s = take(taken, SHARD)
 
 
@@ -302,10 +324,11 @@ class _Items:
             columns = self.columns[top : top + _COLUMNS]
             # With zeros, so that no panel ends in the midst of a tile.
             W = np.zeros((-(-len(columns) // _TILE) * _TILE, self.V.shape[1]), self.V.dtype)
-            np.matmul(self.V[columns], self.Q, out=W[: len(columns)])
+            V = self.V[columns]
+            np.matmul(V, self.Q, out=W[: len(columns)])
             head, tail = (np.ascontiguousarray(part) for part in np.split(W, [self.h], axis=1))
             panels = (constant(in_panels(np.ascontiguousarray(part.T))) for part in (head, tail))
-            yield columns, self.norms[columns], _lengths(tail), *panels, constant(tail)
+            yield constant(V), columns, self.norms[columns], _lengths(tail), *panels, constant(tail)
 
 
 def _rank_batch(U, items, pattern, scores, ranked, run):
@@ -316,10 +339,12 @@ def _rank_batch(U, items, pattern, scores, ranked, run):
     lead, tail = (constant(part) for part in np.split(turned, [items.h], axis=1))
     reach = constant(np.stack([_lengths(turned), _lengths(tail)], axis=1))
     products = empty_lines((run.n_threads, 2, _ROWS, _TILE), U.dtype)
-    counts = np.empty((run.n_threads, 2 * LINE), np.int32)  # of which no two threads share a line
+    # Of these, no two threads share a line.
+    counts = np.empty((run.n_threads, _ROWS + LINE), np.int32)
+    floors = np.empty((run.n_threads, _ROWS + LINE), U.dtype)
     rows = lead, tail, reach
     for piece in items.pieces():
-        args = U, items.V, *piece, *rows, *pattern, products, counts, scores, ranked
+        args = U, *piece, *rows, *pattern, products, counts, floors, scores, ranked
         run(_rank, even_shards(blocks), *args)
 
 
