@@ -30,6 +30,7 @@ from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import as_side, get_side, store
 from ._memory import check_memory
+from ._recommend import explain, recommend, similar
 from ._validation import (
     as_matrix,
     check_axis,
@@ -599,6 +600,162 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         V = self.col_factors_
         values = sampled_product(U, V, *structure, dtype=U.dtype, n_threads=n_threads)
         return sp.csr_array((values, *structure), shape=pattern.shape)
+
+    def recommend(self, X, n=10, *, exclude_seen=True, candidates=None, factors=None, weights=None):
+        """Return the n best columns of every row, exactly.
+
+        The score of a column is ``u @ components_[:, column]``, summed in float64 and rounded to
+        the precision of the factors. Of equal scores, the smaller column's is the better one.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (q, n_features) or None
+            The rows, which are projected. With `factors`, it tells no more than what is seen, and
+            may be None.
+
+        n : int, default=10
+            How many columns.
+
+        exclude_seen : bool or sparse matrix of shape (q, n_features), default=True
+            Whether to leave out what a row of X stores; or the positions to leave out instead.
+
+        candidates : array-like of int or bool, or sparse matrix of shape (q, n_features), \
+                default=None
+            The columns to choose from, by number or as a mask; or the positions, which give each
+            row its own. None stands for all columns whose factor is not 0: those that no entry has
+            told of are recommended only as candidates by name.
+
+        factors : array-like of shape (q, n_components), default=None
+            Factors of the rows, as from `transform` or in `row_factors_`, instead of projecting X.
+
+        weights : float or array-like of shape (q,), default=None
+            Weights of the rows in their projection, see `transform`.
+
+        Returns
+        -------
+        indices : ndarray of shape (q, n), int64
+            The columns, best first; -1 where fewer than n are left.
+
+        scores : ndarray of shape (q, n)
+            Their scores; -inf where none is left.
+
+        Raises
+        ------
+        ValueError
+            If an argument is none of the above, or shapes do not agree.
+
+        Notes
+        -----
+        Rows and columns are taken in blocks, so that next to the result and the factors little
+        memory is needed. Columns that cannot be among the best of a row are ruled out by bounds on
+        their scores; no approximation is made.
+
+        Examples
+        --------
+        >>> from wals import WALS
+        >>> from wals.datasets import load_msweb
+        >>> X, titles = load_msweb(return_titles=True)
+        >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X)
+        >>> indices, scores = model.recommend(X[:2], n=3)
+        >>> titles[indices[0]].tolist()
+        ['Office Free Stuff', 'Knowledge Base', 'promo']
+        """
+        return recommend(self, X, n, exclude_seen, candidates, factors, weights)
+
+    def similar(self, indices, n=10, *, axis=1, metric="cosine"):
+        """Return the nearest columns, or rows, of the model to some of them.
+
+        Parameters
+        ----------
+        indices : int or array-like of int, shape (q,)
+            The numbers of columns, or of rows with ``axis=0``.
+
+        n : int, default=10
+            How many of the others.
+
+        axis : {0, 1}, default=1
+            0 for rows, 1 for columns.
+
+        metric : {"cosine", "dot"}, default="cosine"
+            The cosine of the angle between two factors, or their product.
+
+        Returns
+        -------
+        indices : ndarray of shape (q, n) or (n,), int64
+            The nearest, nearest first, without themselves; -1 where fewer than n are left. A factor
+            of 0 is similar to nothing. One-dimensional for a single number.
+
+        scores : ndarray of shape (q, n) or (n,)
+            The metric; -inf where none is left.
+
+        Raises
+        ------
+        ValueError
+            If an argument is none of the above, or a number is not one of the model.
+
+        Examples
+        --------
+        >>> from wals import WALS
+        >>> from wals.datasets import load_msweb
+        >>> X, titles = load_msweb(return_titles=True)
+        >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X)
+        >>> indices, _ = model.similar(titles.tolist().index("Games"), n=3)
+        >>> titles[indices].tolist()
+        ['sports', 'Games Support', 'Microsoft Home']
+        """
+        return similar(self, indices, n, axis, metric)
+
+    def explain(self, x, column, n=10, *, weight=None):
+        r"""Tell how much each entry of a row contributes to its score of a column.
+
+        With the factors V of the columns fixed, the score is a sum over the stored entries j of the
+        row,
+
+        .. math::
+            v_c^T M^{-1} \sum_j w_j a_j v_j, \quad
+            M = \sum_j w_j v_j v_j^T + \lambda I,
+
+        where M sums over all columns, stored or not; see section 5 of [2]_, here with all weights.
+
+        Parameters
+        ----------
+        x : {array-like, sparse matrix} of shape (1, n_features)
+            The row.
+
+        column : int
+            The column whose score is explained.
+
+        n : int, default=10
+            How many entries to return, at most.
+
+        weight : float, default=None
+            The weight of the row; None stands for 1.
+
+        Returns
+        -------
+        indices : ndarray of shape (at most n,), int64
+            The columns of the entries, by falling absolute contribution.
+
+        contributions : ndarray of the same shape, float64
+            Of all entries, they add up to the score.
+
+        Raises
+        ------
+        ValueError
+            If an argument is none of the above.
+
+        Examples
+        --------
+        >>> from wals import WALS
+        >>> from wals.datasets import load_msweb
+        >>> X = load_msweb()
+        >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X)
+        >>> indices, scores = model.recommend(X[[7]], n=1)
+        >>> _, contributions = model.explain(X[[7]], indices[0, 0], n=X.shape[1])
+        >>> print(f"{scores[0, 0]:.4f} {contributions.sum():.4f}")
+        0.1012 0.1012
+        """
+        return explain(self, x, column, n, weight)
 
     def score(self, X, y=None, *, row_weights=None):
         """Return minus the RWSE of X after projecting its rows: greater is better.

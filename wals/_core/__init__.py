@@ -12,6 +12,7 @@ kernels       how one item is solved, and all of them
 passes        passes over whole arrays
 plan          which path is cheapest for which item
 sweep         one side: its entries and factors, and how a sweep solves them
+ranking       the best columns of each row
 start         nearly the dominant singular vectors
 ============  ==================================================================
 """

@@ -262,7 +262,7 @@ def _solve_least_norm(items, fixed, i):
     """
     stored = slice(items.indptr[i], items.indptr[i + 1])
     j, w0 = items.indices[stored], fixed.unobserved_weight
-    e, a = _entries(items, fixed.weights, stored, items.weights[i])
+    e, a = entries(items, fixed.weights, stored, items.weights[i])
     present, k = fixed.scale > 0, len(fixed.scale)
     P = max(fixed[:3], key=len)[j, :k].astype(np.float64)
     if fixed.steps.size:
@@ -303,7 +303,7 @@ def _data_loss(items, other_weights, w0, U, V, n_threads):
                 dtype=np.float64,
                 n_threads=n_threads,
             )
-            e, a = _entries(items, other_weights, stored, items.weights[rows][of_row])
+            e, a = entries(items, other_weights, stored, items.weights[rows][of_row])
             observed += np.sum((w0 + e) * (a - products) ** 2)
             u = u.astype(np.float64)
             rest[rows] = np.einsum("ij,ij->i", u @ square, u)
@@ -323,7 +323,7 @@ def _data_loss(items, other_weights, w0, U, V, n_threads):
     return float(observed + w0 * rest.clip(0).sum())
 
 
-def _entries(items, other_weights, stored, weight):
+def entries(items, other_weights, stored, weight):
     """Return e_j and a_j of some stored entries, of items of this weight, in float64."""
     e, a = np.full(stored.stop - stored.start, weight), items.data[stored].astype(np.float64)
     if other_weights.size:
