@@ -12,6 +12,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 
+from ._core.parallel import effective_n_threads
+from ._core.ranking import rank
 from ._validation import as_csr, as_matrix, check_matrix, check_weights
 from .metrics import (
     _stored_values,
@@ -85,9 +87,10 @@ class holdout_scorer(BaseEstimator):
     "neg_" metrics compare values, and so do not suit ``implicit=True``, where values are
     confidences.
 
-    *Columns are ranked* by ``transform(X) @ components_``, block by block of rows; equal ones in
-    their order. This holds for WALS, and as well for TruncatedSVD or NMF. The "neg_" metrics call
-    ``inverse_transform(U, pattern=...)``, which WALS has.
+    *Columns are ranked* by ``transform(X) @ components_``, equal ones in their order; those that
+    the model knows nothing of, whose components are all 0, are not ranked. This holds for WALS, and
+    as well for TruncatedSVD or NMF. The "neg_" metrics call ``inverse_transform(U, pattern=...)``,
+    which WALS has.
 
     *In a pipeline*, the earlier steps transform the kept entries, as they would in use: a
     ``TfidfTransformer`` normalises a row by what is kept. They get them in the form of X: dense, or
@@ -489,7 +492,7 @@ def _without(X, other):
 
 
 def _rank(left, right, k, *, exclude=None):
-    """Rank the k best columns of ``left @ right`` in every row, ties by the smaller column.
+    """Rank the k best columns of ``left @ right`` in every row; see `wals.WALS.recommend`.
 
     Parameters
     ----------
@@ -504,31 +507,7 @@ def _rank(left, right, k, *, exclude=None):
     ranked : ndarray of shape (n_rows, k), int64
         Best first; -1 where no column is left.
     """
-    n_rows, n_columns = left.shape[0], right.shape[1]
-    ranked = np.full((n_rows, k), -1, dtype=np.int64)
-    # Blocks of rows bound the memory.
-    step = max(1, 2**22 // n_columns)
-    for first in range(0, n_rows, step):
-        block = slice(first, first + step)
-        scores = left[block] @ right
-        if exclude is not None:
-            scores[exclude[block].tocoo().coords] = -np.inf
-        best = _largest(scores, min(k, n_columns))
-        values = np.take_along_axis(scores, best, axis=1)
-        best[np.isneginf(values)] = -1
-        ranked[block, : best.shape[1]] = best
-    return ranked
-
-
-def _largest(scores, k):
-    """Return the columns of the k largest of every row, largest first, ties by smaller column."""
-    smallest = np.partition(scores, -k, axis=1)[:, -k, np.newaxis]
-    chosen = scores > smallest
-    missing = k - np.count_nonzero(chosen, axis=1)
-    tied = scores == smallest
-    # Where there are more ties than places, the first columns get them.
-    crowded = np.count_nonzero(tied, axis=1) > missing
-    tied[crowded] &= np.cumsum(tied[crowded], axis=1) <= missing[crowded, np.newaxis]
-    columns = np.nonzero(chosen | tied)[1].reshape(-1, k)
-    order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, order, axis=1)
+    dtype = np.result_type(left.dtype, right.dtype, np.float32)
+    seen = None if exclude is None else as_csr(exclude)
+    U, V = left.astype(dtype, copy=False), right.T.astype(dtype, copy=False)
+    return rank(U, V, k, seen=seen, n_threads=effective_n_threads(None))[0]
