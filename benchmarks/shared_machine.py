@@ -80,7 +80,7 @@ def main():
         with busy(n):
             for _ in range(arguments.rounds):
                 for checkout, collected in zip(checkouts, results, strict=True):
-                    command = [sys.executable, "-c", MEASURE]
+                    command = [sys.executable, "-P", "-c", MEASURE]
                     command += [str(arguments.seconds), str(arguments.threads)]
                     env = {**os.environ, "PYTHONPATH": str(checkout)}
                     output = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True)
