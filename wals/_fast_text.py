@@ -160,7 +160,8 @@ def _check_fields(block, dialect):
 
 def _names(dialect):
     """Return names for all fields, and those of the four columns."""
-    names = [str(place) for place in range(dialect.width)]
+    # What polars calls them by itself.
+    names = [f"column_{place + 1}" for place in range(dialect.width)]
     roles = ("user", "item", "value", "time")
     places = [dialect.columns[role] for role in roles]
     return names, [None if place is None else names[place] for place in places]
@@ -215,9 +216,7 @@ def _with_polars(block, dialect):
         separator=dialect.delimiter,
         quote_char='"' if dialect.quoted else None,
         columns=[name for name in (user, item, value, time) if name is not None],
-        new_columns=None,
         schema=types,
-        missing_utf8_is_empty_string=True,
         decimal_comma=dialect.decimal == ",",
     )
     if any(table.null_count().row(0)):
@@ -238,8 +237,8 @@ def _with_pandas(block, dialect):
 
     _check_fields(block, dialect)
     names, (user, item, value, time) = _names(dialect)
-    types = {user: str, item: str, value: "float64"}
-    types[time] = _time_type(dialect, "int64", "float64", str)
+    types = {user: str, item: str, value: str}
+    types[time] = _time_type(dialect, "int64", str, str)
     types.pop(None, None)
     table = pd.read_csv(
         io.BytesIO(block),
@@ -249,23 +248,23 @@ def _with_pandas(block, dialect):
         dtype=types,
         sep=dialect.delimiter,
         quoting=csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE,
-        keep_default_na=False,
         na_filter=False,
         skip_blank_lines=False,
-        decimal=dialect.decimal,
-        # The others are not exact.
-        float_precision="round_trip",
     )
     for name in (user, item):
         codes, keys = pd.factorize(table[name])
         yield codes, list(keys)
-    for name in (value, time):
-        is_date = name == time and dialect.time_type == "date"
-        column = None if name is None else table[name]
-        if column is not None and is_date:
-            yield dates(column.tolist())
+    # The numbers that pandas itself reads are not the nearest ones in all of its releases.
+    for name, mark in ((value, dialect.decimal), (time, ".")):
+        if name is None:
+            yield None
+        elif types[name] is not str:
+            yield table[name].to_numpy()
+        elif name == time and dialect.time_type == "date":
+            yield dates(table[name].tolist())
         else:
-            yield None if column is None else column.to_numpy()
+            codes, keys = pd.factorize(table[name])
+            yield np.array([float(key.replace(mark, ".")) for key in keys])[codes]
 
 
 _READERS = {"pyarrow": _with_pyarrow, "polars": _with_polars, "pandas": _with_pandas}

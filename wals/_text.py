@@ -259,8 +259,7 @@ def _has_names(fields):
 
 def _find_delimiter(comments, lines, suffix):
     """Return what cuts all lines into the same number of fields, at least two."""
-    candidates = [d for d in _DELIMITERS if d != " " or suffix in _BLANKS]
-    cut = {d: [_fields(line, d) for line in lines] for d in candidates}
+    cut = {d: [_fields(line, d) for line in lines] for d in _DELIMITERS}
     n_fields = {d: len(fields[0] or ()) for d, fields in cut.items()}
     agree = {
         d: next(
@@ -268,32 +267,40 @@ def _find_delimiter(comments, lines, suffix):
         )
         for d, fields in cut.items()
     }
-    valid = [d for d in candidates if n_fields[d] > 1 and agree[d] == len(lines)]
-    if not valid:
+    candidates = [d for d in _DELIMITERS if d != " " or suffix in _BLANKS]
+    valid = [d for d in _DELIMITERS if n_fields[d] > 1 and agree[d] == len(lines)]
+    if not set(valid) & set(candidates):
         # Whatever goes wrong is found, and said, where the lines are read.
         return max(candidates, key=lambda d: (n_fields[d] > 1, agree[d], n_fields[d]))
 
     named = [d for d in valid if _has_names(cut[d][0])]
     named += [d for d in valid if comments and _has_names(_fields(comments[-1], d) or [])]
-    valid = named or valid
+    valid = [d for d in named if d in candidates] or valid
     if "\t" in valid:
         return "\t"
     if " " in valid and len(valid) > 1:
-        commas = [line for line in lines if re.search(r"(?<!\d),|,(?!\d)", line)]
-        if valid != [",", " "] or commas or n_fields[","] > n_fields[" "]:
+        # Blanks belong to the ids, unless the commas look like decimal ones.
+        others = any(re.search(r"(?<!\d),|,(?!\d)", line) for line in lines)
+        if valid != [",", " "] or others or n_fields[","] > n_fields[" "]:
             valid.remove(" ")
-        elif n_fields[" "] > n_fields[","]:
+        elif n_fields[" "] > n_fields[","] and " " in candidates:
             valid = [" "]
+        else:
+            raise _ambiguous(",", " ", lines[0])
     best = max(valid, key=lambda d: (d == "::", n_fields[d]))
     for other in valid:
         # An id that holds another delimiter, in every line, may be two fields.
         in_ids = any(other in field for fields in cut[best] for field in fields[:2])
         if other != best and (n_fields[other] == n_fields[best] or in_ids):
-            raise ValueError(
-                f"both {_DELIMITERS[best]} and {_DELIMITERS[other]} may separate the fields of "
-                f"{_clip(lines[0])}: say delimiter={best!r} or delimiter={other!r}"
-            )
+            raise _ambiguous(best, other, lines[0])
     return best
+
+
+def _ambiguous(one, other, line):
+    return ValueError(
+        f"both {_DELIMITERS[one]} and {_DELIMITERS[other]} may separate the fields of "
+        f"{_clip(line)}: say delimiter={one!r} or delimiter={other!r}"
+    )
 
 
 def _is_header(first, rest, given):
@@ -302,11 +309,8 @@ def _is_header(first, rest, given):
         names = {form(name) for name in first for form in (str.strip, normalise)}
         if all(which.strip() in names or normalise(which) in names for which in asked):
             return True
-        raise ValueError(
-            f"line 1 names no column {asked[0]!r}: it has {_clip(', '.join(first))}"
-            if len(asked) == 1
-            else f"the first line does not name all of {', '.join(map(repr, asked))}"
-        )
+        asked = " and ".join(map(repr, asked))
+        raise ValueError(f"the first line, {_clip(', '.join(first))}, does not name {asked}")
     columns = [[record[place].strip() for record in rest] for place in range(len(first))]
     for place, (name, fields) in enumerate(zip(first, columns, strict=True)):
         if _is_number(name) or (place and not name.strip() and any(fields)):

@@ -300,7 +300,8 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
             if (unknown := np.flatnonzero(places < 0)).size:
                 first = ", ".join(str(keys[number]) for number in unknown[:5])
                 more = ", ..." if unknown.size > 5 else ""
-                missing.append(f"{unknown.size} not among {given.name} ({first}{more})")
+                kind = "users" if given is row_ids else "items"
+                missing.append(f"{unknown.size} {kind} not among {given.name} ({first}{more})")
         ids.append(found)
         coords.append(places[codes])
         if given is not None:
@@ -308,7 +309,7 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
     values, times = table.values, table.times
     if missing:
         n_dropped = n - np.count_nonzero(known)
-        said = f"{n_dropped:,} of {n:,} interactions are of ids that are {' and '.join(missing)}"
+        said = f"{n_dropped:,} of {n:,} interactions are of {' or of '.join(missing)}"
         if handle_unknown == "error":
             raise ValueError(said)
         if n_dropped == n:
