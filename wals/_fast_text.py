@@ -69,7 +69,12 @@ def read_blocks(file, dialect, read):
         except Exception as error:  # whatever the library objects to
             raise Unusual from error
         for part, code, (numbers, keys) in zip(parts, codes, ids, strict=False):
-            if numbers.size != n_lines or not all(map(_is_usual, keys)):
+            longest = max(map(len, keys), default=0)
+            if (
+                numbers.size != n_lines
+                or longest > csv.field_size_limit()
+                or not all(map(str.strip, keys))
+            ):
                 raise Unusual
             lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
             part.append(lookup[numbers])
@@ -83,10 +88,6 @@ def read_blocks(file, dialect, read):
         raise Unusual
     rows, cols, values, times = (_joined(part) for part in parts)
     return rows, list(codes[0]), cols, list(codes[1]), values, times
-
-
-def _is_usual(key):
-    return key.strip() and len(key) <= csv.field_size_limit()
 
 
 def _joined(part):
@@ -172,8 +173,7 @@ def _with_pyarrow(block, dialect):
     from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
     names, (user, item, value, time) = _names(dialect)
-    text = pa.dictionary(pa.int32(), pa.string())
-    types = {user: text, item: text, value: pa.float64()}
+    types = {user: pa.string(), item: pa.string(), value: pa.float64()}
     types[time] = _time_type(dialect, pa.int64(), pa.float64(), pa.string())
     types.pop(None, None)
     table = read_csv(
@@ -191,13 +191,13 @@ def _with_pyarrow(block, dialect):
         ),
     )
     for name in (user, item):
-        column = table.column(name).unify_dictionaries().combine_chunks()
-        yield column.indices.to_numpy(), column.dictionary.to_pylist()
+        column = table.column(name).combine_chunks().dictionary_encode()
+        yield column.indices.to_numpy(), column.dictionary.to_numpy(zero_copy_only=False).tolist()
     for name in (value, time):
         column = None if name is None else table.column(name)
         is_text = column is not None and pa.types.is_string(column.type)
         if is_text:
-            yield dates(column.to_pylist())
+            yield dates(column.to_numpy(zero_copy_only=False).tolist())
         else:
             yield None if column is None else column.to_numpy()
 

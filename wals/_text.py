@@ -18,7 +18,7 @@ __all__ = ["Table", "read_text"]
 
 _HEAD = 1 << 16  # bytes that are looked at
 _SAMPLE = 200  # and lines of them
-_CHUNK = 1 << 15  # lines that are held at a time
+_CHUNK = 1 << 8  # lines that are held at a time: more would keep the garbage collector busy
 _DELIMITERS = {"\t": "tab", "::": "'::'", ";": "';'", "|": "'|'", ",": "','", " ": "blanks"}
 # In texts of other suffixes, blanks belong to the ids.
 _BLANKS = (".txt", ".dat", ".data")
