@@ -388,7 +388,7 @@ def _above_zero(X):
 
 
 def _evaluate(model, factors, seen, held_out, train, seconds):
-    """Print how well model and popularity find the held-out entries; tell if the model is no worse."""
+    """Print how well model and popularity find the held-out ones; tell if the model is no worse."""
     k = min(_K, train.shape[1])
     ndcg = {}
     popularity = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)

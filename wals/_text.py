@@ -187,7 +187,7 @@ def _sniff(file, suffix, options, last):
             f"line {width_line}: number of fields is {width}, not at least 2; {looked} cuts "
             f"{_clip(body[0][1])} and the lines after it into fields: say delimiter="
             if first is not None
-            else f"line {width_line}: a quote is left open"
+            else f"line {width_line}: a quote is left open, or there is text after a closing one"
         )
     records = [fields for _, fields in split if fields and len(fields) == width]
     given = {role: options[role] for role in ("user", "item", "value", "time")}
@@ -260,7 +260,10 @@ def _has_names(fields):
 def _find_delimiter(comments, lines, suffix):
     """Return what cuts all lines into the same number of fields, at least two."""
     cut = {d: [_fields(line, d) for line in lines] for d in _DELIMITERS}
-    n_fields = {d: len(fields[0] or ()) for d, fields in cut.items()}
+    n_fields = {
+        d: lines[0].count(d) + 1 if fields[0] is None else len(fields[0])
+        for d, fields in cut.items()
+    }
     agree = {
         d: next(
             (i for i, x in enumerate(fields) if x is None or len(x) != n_fields[d]), len(fields)

@@ -138,9 +138,34 @@ def read_interactions(
     Texts of more than a few megabytes are cut by pyarrow, polars or pandas where one of them is
     installed, with the same result.
 
-    What becomes of some texts, as {(user, item): value}:
+    What becomes of some texts, as the user, the item and the value of each interaction:
 
-    (table)
+    ======  ==============================================  =====================================
+    suffix  text                                            becomes
+    ======  ==============================================  =====================================
+    .csv    ``item_id,user_id,rating\nA1,bob,5``            ``bob A1 5``
+    .csv    ``buyer,product\nbob,A1``                       ``bob A1 1``
+    .inter  ``user_id:token\titem_id:token\n1\t2``          ``1 2 1``
+    .csv    ``user_id,item_id,timestamp\n1,10,1433221332``  ``1 10 1``
+    .csv    ``1,10,1433221332\n2,10,1433221332``            ``1 10 1; 2 10 1`` (noted: time)
+    .csv    ``user_id,item_id,category\n1,10,7``            refused: value='category'
+    .csv    ``customer,member,item\n1,2,3``                 refused: user='customer'
+    .csv    ``,user_id,item_id,score\n0,7,103,4``           ``7 103 4`` (noted: index)
+    .csv    ``0,7,103,4\n1,8,103,4\n2,8,104,4``             refused: user= and item=
+    .tsv    ``475DD9\tabc\n475E9\tdef``                     ``475DD9 abc 1; 475E9 def 1``
+    .csv    ``1;10;3,5\n2;11;4,0``                          ``1 10 3.5; 2 11 4``
+    .csv    ``1;10;3,500\n2;11;4,000``                      refused: decimal=','
+    .csv    ``1,10;3\n2,11;4``                              refused: delimiter=';'
+    .csv    ``sep=|\n1|2|3``                                ``1 2 3``
+    .dat    ``a::b::3::978300760``                          ``a b 3``
+    .txt    ``u1 i1 3,5\nu2 i2 4,0``                        ``u1 i1 3.5; u2 i2 4``
+    .txt    ``u1 3,5\nu2 4,0``                              refused: delimiter=' '
+    .tsv    ``u1\tBlur\nu2\t"Heroes``                       ``u1 Blur 1; u2 "Heroes 1``
+    .csv    ``u1,Blur\nu2,"Heroes\nu3,Abba``                refused: line 2: a quote is left open
+    .csv    ``# borrowed\n1,2,3\n4,5,6\n,,``                ``1 2 3; 4 5 6``
+    .csv    ``1,2,3\r4,5,6\r``                              ``1 2 3; 4 5 6``
+    .csv    ``1,2,4\n1,2,5``                                ``1 2 9``
+    ======  ==============================================  =====================================
 
     Examples
     --------
