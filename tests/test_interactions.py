@@ -339,6 +339,7 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", "1;10;3\n2;11;4,0\n3;4;1.5\n", "line 2: value '4,0' is not a number; if it has"),
         # Ends.
         ("a.csv", "1,2,3\n   \n\n", "1 2 3"),
+        ("a.csv", "u,i,v\n1,2,3\n,,\n", "1 2 3"),
         ("a.csv", "1,2,3\n,,\n1,3,4\n", "line 2: the user is missing"),
         ("a.csv", "\ufeff1,2,3\r\n4,5,6\r\n", "1 2 3; 4 5 6"),
         # Quotes.
@@ -359,6 +360,7 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
             "column 0 counts the lines from 1, and may be an index: say user= and item=",
         ),
         ("a.csv", "0,1\n1,7\n2,7\n", "0 1 1; 1 7 1; 2 7 1"),
+        ("a.csv", ",x,y\nq,1,2\nr,1,3\n", "'' may be an index of the rows: say user= and item="),
         # What cannot be told.
         ("a.csv", "user_id,rating\n1,2\n", "no column is known to be the item among 'user_id', "),
         ("a.csv", "1,2,1433221332,5\n", "column 3 may be the value or not: say value=3 or values="),
@@ -398,6 +400,7 @@ def test_guesses_are_right_or_refused(tmp_path, name, text, expected):
         ("1,2\n", {"user": 2}, "user=2: positions go from 0 to 1"),
         ("1,2\n", {"user": -1}, "user=-1: positions go from 0 to 1"),
         ("1,2\n", {"user": 1, "item": 1}, "user= and item= are the same column"),
+        ("1,2,3\n", {"value": 2, "time": 2}, "value= and time= are the same column"),
         ("1,2,3\n", {"user": 2, "item": 0}, "say value=1 or values=False"),
         ("1,2,3\n", {"user": 1}, "which column is the item is not clear: say item=, too"),
         ("1,2,3\n", {"values": False, "value": 2}, "value= and values=False contradict"),
@@ -493,6 +496,8 @@ def test_times(tmp_path):
     assert read(["5.5", "7"]).times.tolist() == [7, 5.5]
     days = read(["2024-05-31", "2023-01-01 10:00:00.5"]).times
     assert_array_equal(days, np.array(["2023-01-01T10:00:00.5", "2024-05-31"], "datetime64[us]"))
+    utc = read(["2024-05-31 10:00:00 UTC", "2024-05-31 09:00:00 UTC"]).times
+    assert_array_equal(utc, np.array(["2024-05-31T09", "2024-05-31T10"], "datetime64[us]"))
     zones = read(["2024-05-31T10:00:00Z", "2024-05-31T10:00+02:00"]).times
     assert_array_equal(zones, np.array(["2024-05-31T08", "2024-05-31T10"], "datetime64[us]"))
     for times, line in ((["05/31/2024", "x"], 2), (["2024-05-31", "now"], 3), (["5", ""], 3)):

@@ -351,6 +351,25 @@ def test_columns_can_be_said(tmp_path, capsys):
     assert "          2 x 2 matrix, 2 stored (50.00%)" in lines
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("user,item,kind\n1,2,3\n", "say --value 'kind' or --ignore-values"),
+        ("0,7,103,4\n1,8,103,4\n2,8,104,4\n", "say --user and --item"),
+        ("1,10;3\n2,11;4\n", "say --delimiter ';' or --delimiter ','"),
+        ("1;10;3,500\n2;11;4,000\n", "say --decimal ',' or --decimal '.'"),
+    ],
+)
+def test_advice_is_that_of_options(tmp_path, text, advice, capsys, monkeypatch):
+    monkeypatch.setattr(WALS, "fit", lambda *_, **__: pytest.fail("trained before the check"))
+    (tmp_path / "say user=.csv").write_text(text)
+    lines, err = run([tmp_path / "say user=.csv"], capsys, code=2)
+    assert not lines
+    assert len(err) == 1
+    assert err[0].startswith(f"{_PROG}: error: {tmp_path / 'say user=.csv'}: ")
+    assert err[0].endswith(advice)
+
+
 def test_what_is_skipped_is_noted(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(",user,item\n0,ann,7\n1,bob,8\n")
     lines, err = run([tmp_path / "a.csv", *QUICK, "--quiet"], capsys)

@@ -5,6 +5,7 @@ import inspect
 import logging
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -56,7 +57,8 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, ImportError, OSError, MemoryError) as error:
-        print(f"{_PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = _as_options(" ".join(str(error).split()))
+        print(f"{_PROG}: error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -195,6 +197,17 @@ def _parser():
     return parser
 
 
+def _as_options(message):
+    """Turn the parameters that a message ends with the advice to say into options."""
+    start, say, advice = message.rpartition(" say ")
+    if not say:
+        return message
+    advice = advice.replace("values=False", "--ignore-values").replace("header=True", "--header")
+    names = "user|item|value|time|delimiter|decimal"
+    advice = re.sub(rf"\b({names})=(?=[^\s,])", r"--\1 ", advice)
+    return start + say + re.sub(rf"\b({names})=", r"--\1", advice)
+
+
 def _column(text):
     """Return a position if the text is one, else the name that it is."""
     return int(text) if text.isascii() and text.isdigit() else text
@@ -222,7 +235,7 @@ def _run(arguments):
     n_rows, n_columns = X.shape
     _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
     for note in notes:
-        _say("Note", note)
+        _say("Note", _as_options(note))
     density = X.nnz / (n_rows * n_columns)
     _say("", f"{n_rows:,} x {n_columns:,} matrix, {X.nnz:,} stored ({density:.2%})")
 

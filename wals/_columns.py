@@ -3,10 +3,20 @@
 import re
 import warnings
 from datetime import UTC, datetime
+from itertools import combinations, takewhile
 
 import numpy as np
 
-__all__ = ["NUMBER", "choose_columns", "dates", "is_known", "is_time", "normalise"]
+__all__ = [
+    "LARGEST",
+    "NUMBER",
+    "N_SAMPLED",
+    "choose_columns",
+    "dates",
+    "is_known",
+    "is_time",
+    "normalise",
+]
 
 # Names without blanks, "_", "-" and "."; of one line all mean the same, and the first line that a
 # table has a name of decides. Every name of a user or an item may have "id" or "s" after it.
@@ -45,12 +55,17 @@ _KNOWN = {
     for ending in (("", "s", "id", "ids") if role in ("user", "item") else ("",))
 }
 
-# What pandas and others call the numbers of the rows. Where one stands as the first column (or, in
-# Parquet, anywhere), it is no data.
-_INDEX_NAMES = {"", "unnamed:0", "index", "level0", "indexlevel0"}
+# What pandas and others call the numbers of the rows. Where it stands first, it is no data; what
+# pandas writes to Parquet stands last.
+_INDEX_NAME = re.compile(r"|unnamed:\d+|index|level\d|rownames?|indexlevel\d+")
+_PARQUET_INDEX_NAME = re.compile(r"indexlevel\d+")
 
+N_SAMPLED = 200  # rows that the choice is made from
+LARGEST = float(np.finfo(np.float32).max)  # value that is read
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
-_DATE = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?)?( ?(Z|[+-]\d\d(:?\d\d)?))?")
+_DATE = re.compile(
+    r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?)?( ?(Z|UTC|[+-]\d\d(:?\d\d)?))?"
+)
 _FIRST_YEAR, _LAST_YEAR = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds since 1970
 _SAY = "say user= and item="
 
@@ -123,7 +138,7 @@ def choose_columns(names, samples, given, *, values=True):
     if given["value"] is not None and not values:
         raise ValueError("value= and values=False contradict each other")
     chosen = {role: _locate(role, which, names, width) for role, which in given.items()}
-    for role, other in (("user", "item"), ("user", "value"), ("item", "value")):
+    for role, other in combinations(chosen, 2):
         if chosen[role] is not None and chosen[role] == chosen[other]:
             raise ValueError(f"{role}= and {other}= are the same column")
     known = [_KNOWN.get(normalise(name), (None, 0)) for name in names or [""] * width]
@@ -142,13 +157,10 @@ def choose_columns(names, samples, given, *, values=True):
             and not (unknown and known[place][0])
         ]
 
-    index = {
-        place
-        for place, name in enumerate(names or [])
-        if place not in chosen.values()
-        and normalise(name) in _INDEX_NAMES
-        and (place == 0 or normalise(name) == "indexlevel0")
-    }
+    forms = [normalise(name) for name in names or []]
+    index = set(range(len(list(takewhile(_INDEX_NAME.fullmatch, forms)))))
+    index |= {place for place, form in enumerate(forms) if _PARQUET_INDEX_NAME.fullmatch(form)}
+    index -= set(chosen.values())
     by_name = {role for role in ("user", "item") if isinstance(given[role], str)}
     for role in ("user", "item", "value", "time"):
         if chosen[role] is None and (values or role != "value"):

@@ -12,13 +12,12 @@ from itertools import count
 
 import numpy as np
 
-from wals._columns import dates
+from wals._columns import LARGEST, dates
 
 __all__ = ["Unusual", "fast_reader", "read_blocks"]
 
 _LARGE = 1 << 21  # bytes from which on the import of another library pays
 _BLOCK = 1 << 25  # bytes that are held at a time
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Unusual(Exception):
@@ -78,7 +77,7 @@ def read_blocks(file, dialect, read):
                 raise Unusual
             lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
             part.append(lookup[numbers])
-        for part, column, largest in ((parts[2], values, _LARGEST), (parts[3], times, np.inf)):
+        for part, column, largest in ((parts[2], values, LARGEST), (parts[3], times, np.inf)):
             if column is None:
                 continue
             if column.dtype.kind == "f" and not (np.abs(column) <= largest).all():

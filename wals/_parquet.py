@@ -4,13 +4,10 @@ import os
 
 import numpy as np
 
-from wals._columns import choose_columns, dates
+from wals._columns import LARGEST, N_SAMPLED, choose_columns, dates
 from wals._text import Table
 
 __all__ = ["read_parquet"]
-
-_SAMPLE = 200
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_parquet(path, options, *, last):
@@ -52,7 +49,7 @@ def read_parquet(path, options, *, last):
         values = None
         if columns["value"] is not None:
             values = columns["value"].cast(pa.float64(), safe=False).to_numpy()
-            bad = np.flatnonzero(~(np.abs(values) <= _LARGEST))
+            bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
             if bad.size:
                 raise ValueError(
                     f"row {bad[0] + 1}: value {values[bad[0]]} is not a finite float32"
@@ -92,7 +89,7 @@ def _choose(content, names, options):
 
     if repeated := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"several columns are named {min(repeated)!r}")
-    batch = next(content.iter_batches(batch_size=_SAMPLE), None)
+    batch = next(content.iter_batches(batch_size=N_SAMPLED), None)
     samples = []
     for place in range(len(names)):
         try:

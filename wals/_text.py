@@ -11,18 +11,16 @@ from itertools import count, islice
 
 import numpy as np
 
-from wals._columns import NUMBER, choose_columns, dates, is_known, normalise
+from wals._columns import LARGEST, N_SAMPLED, NUMBER, choose_columns, dates, is_known, normalise
 from wals._fast_text import Unusual, fast_reader, read_blocks
 
 __all__ = ["Table", "read_text"]
 
 _HEAD = 1 << 16  # bytes that are looked at
-_SAMPLE = 200  # and lines of them
 _CHUNK = 1 << 8  # lines that are held at a time: more would keep the garbage collector busy
 _DELIMITERS = {"\t": "tab", "::": "'::'", ";": "';'", "|": "'|'", ",": "','", " ": "blanks"}
 # In texts of other suffixes, blanks belong to the ids.
 _BLANKS = (".txt", ".dat", ".data")
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -146,8 +144,8 @@ def _sniff(file, suffix, options, last):
     lines = text.split("\n")
     if len(lines) > 1 and (file.read(1) or not lines[-1].strip()):
         lines.pop()
-    lines = lines[: _SAMPLE + 20]
-    while lines and not lines[-1].strip():
+    # Blanks or delimiters alone at the end are no line.
+    while lines and not lines[-1].strip(" \t,;|:"):
         lines.pop()
     numbered = [(place, line) for place, line in enumerate(lines, 1) if line]
     if not numbered:
@@ -163,7 +161,7 @@ def _sniff(file, suffix, options, last):
     if not numbered:
         raise ValueError("holds no interactions")
     n_comments = next((i for i, (_, x) in enumerate(numbered) if not x.startswith("#")), 0)
-    comments, body = numbered[:n_comments], numbered[n_comments : n_comments + _SAMPLE]
+    comments, body = numbered[:n_comments], numbered[n_comments : n_comments + N_SAMPLED]
     if delimiter is None:
         delimiter = _find_delimiter([x for _, x in comments], [x for _, x in body], suffix)
     first = _fields(body[0][1], delimiter)
@@ -315,6 +313,8 @@ def _is_header(first, rest, given):
         asked = " and ".join(map(repr, asked))
         raise ValueError(f"the first line, {_clip(', '.join(first))}, does not name {asked}")
     columns = [[record[place].strip() for record in rest] for place in range(len(first))]
+    if not first[0].strip() and rest and all(columns[0]):
+        return not any(map(_is_number, first))  # an index
     for place, (name, fields) in enumerate(zip(first, columns, strict=True)):
         if _is_number(name) or (place and not name.strip() and any(fields)):
             return False
@@ -380,7 +380,7 @@ def _read_lines(path, dialect):
                 if columns["value"] is not None:
                     values = _numbers(by_column[columns["value"]], dialect.decimal)
                     # Written so that NaN fails, too.
-                    if not (np.abs(values) <= _LARGEST).all():
+                    if not (np.abs(values) <= LARGEST).all():
                         raise ValueError("values")
             except ValueError:
                 _explain(numbers, records, dialect)
@@ -513,7 +513,7 @@ def _explain(numbers, records, dialect):
             if re.fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", record[place]) and dialect.decimal == ".":
                 said += "; if it has a decimal comma, say decimal=','"
             raise ValueError(said) from None
-        if not -_LARGEST <= value <= _LARGEST:
+        if not -LARGEST <= value <= LARGEST:
             raise ValueError(f"line {line}: value {record[place]!r} is not a finite float32")
 
 
