@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from scipy.sparse import save_npz
+from scipy.sparse import csr_array, save_npz
 
 import wals
 from wals import WALS
 from wals.__main__ import _PROG, _clip, _split, main
 from wals.datasets import load_msweb, make_interactions
+from wals.interactions import read_interactions
 from wals.weights import power_law
 
 # Whatever costs no time: the tests are about what is around the training.
@@ -205,6 +206,9 @@ def test_warnings_become_notes_and_losing_a_hint(npz, capsys):
         (["--row-exponent", "nan"], "--row-exponent must be finite, got nan"),
         (["--col-exponent", "inf"], "--col-exponent must be finite, got inf"),
         (["--test-rows", "-1"], "--test-rows must not be negative, got -1"),
+        (["--user", "x"], "--user needs a FILE"),
+        (["a.csv", "--aggregate", "min"], "aggregate must be one of 'sum', 'mean', 'max', 'last'"),
+        (["a.csv", "--decimal", "x"], "decimal must be one of None, '.', ','; got 'x'"),
         (["--magic"], "unrecognized arguments: --magic"),
         (["--iter", "3"], "unrecognized arguments: --iter"),
         (["one.csv", "two.csv"], "unrecognized arguments: two.csv"),
@@ -330,3 +334,112 @@ def test_nobody_reads_the_output(tmp_path):
     os.close(writer)
     assert result.returncode == 141
     assert result.stderr == ""
+
+
+def test_columns_can_be_said(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("what~who~how~at\n7~ann~3,5~978300760\n8~bob~1,5~978300761\n7~ann~4,5~9\n")
+    options = ["--delimiter", "~", "--decimal", ",", "--user", "who", "--item", "0"]
+    options += ["--value", "how", "--time", "3", "--aggregate", "last"]
+    lines, err = run([path, *QUICK, "--quiet", *options, "--output", tmp_path / "m"], capsys)
+    assert not err
+    assert "          2 x 2 matrix, 2 stored (50.00%)" in lines
+    shown = [line for line in lines if line.startswith("Row ")]
+    assert shown == ["Row ann has 7", "Row bob has 8"]
+    path.write_text("1\t2\n3\t4\n")
+    lines, _ = run([path, *QUICK, "--quiet", "--delimiter", r"\t"], capsys)
+    assert "          2 x 2 matrix, 2 stored (50.00%)" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("user,item,kind\n1,2,3\n", "say --value 'kind' or --ignore-values"),
+        ("0,7,103,4\n1,8,103,4\n2,8,104,4\n", "say --user and --item"),
+        ("1,10;3\n2,11;4\n", "say --delimiter ';' or --delimiter ','"),
+        ("1;10;3,500\n2;11;4,000\n", "say --decimal ',' or --decimal '.'"),
+    ],
+)
+def test_advice_is_that_of_options(tmp_path, text, advice, capsys, monkeypatch):
+    monkeypatch.setattr(WALS, "fit", lambda *_, **__: pytest.fail("trained before the check"))
+    (tmp_path / "say user=.csv").write_text(text)
+    lines, err = run([tmp_path / "say user=.csv"], capsys, code=2)
+    assert not lines
+    assert len(err) == 1
+    assert err[0].startswith(f"{_PROG}: error: {tmp_path / 'say user=.csv'}: ")
+    assert err[0].endswith(advice)
+
+
+def test_what_is_skipped_is_noted(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(",user,item\n0,ann,7\n1,bob,8\n")
+    lines, err = run([tmp_path / "a.csv", *QUICK, "--quiet"], capsys)
+    assert not err
+    text = " ".join(" ".join(lines).split())
+    assert f"Note {tmp_path / 'a.csv'}: column '' is taken for an index of the rows, and" in text
+
+
+def test_saved_models_know_their_ids(tmp_path, capsys):
+    users = [f"u{number}" for number in range(40)]
+    lines = [f"{user},i{(n + k) % 12}\n" for n, user in enumerate(users) for k in range(3)]
+    (tmp_path / "a.csv").write_text("".join(lines))
+    lines, _ = run([tmp_path / "a.csv", *QUICK, "--quiet", "--output", tmp_path / "m"], capsys)
+    assert "ids in row_ids_ and col_ids_" in " ".join(" ".join(lines).split())
+    model = joblib.load(tmp_path / "m")
+    X, row_ids, col_ids = read_interactions(tmp_path / "a.csv")
+    assert model.col_ids_.tolist() == col_ids.tolist()
+    assert model.row_ids_.size == model.row_factors_.shape[0] == 36
+    # The factors are those of the rows that the ids name.
+    rows = np.flatnonzero(np.isin(row_ids, model.row_ids_))
+    assert_array_equal(model.transform(X[rows]), model.row_factors_)
+
+
+def test_likes_alone_count_as_found(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    values = rng.choice([-1, 1], size=(60, 30))
+    values[rng.random((60, 30)) < 0.5] = 0
+    X = csr_array(values.astype(np.float32))
+    save_npz(tmp_path / "a.npz", X)
+    options = [*QUICK, "--quiet", "--test-rows", "20"]
+    lines, _ = run([tmp_path / "a.npz", *options], capsys)
+    _, train, seen, held_out = _split(X, 20, 0)
+    liked = csr_array(held_out.toarray().clip(0))
+    text = " ".join(" ".join(lines).split())
+    assert f"relevant are the {liked.nnz} of {held_out.nnz} held-out entries whose value is" in text
+    model = WALS(4, max_iter=2, random_state=0).fit(train)
+    scores = model.transform(seen) @ model.components_
+    rows = np.flatnonzero(np.diff(liked.indptr))
+    expected = np.mean([recall(scores[row], seen[[row]], liked[[row]], 1) for row in rows])
+    assert abs(quality(lines)["WALS"][0] - expected) <= 5e-5
+    n_shown = sum(line.endswith("held out") for line in lines)
+    assert n_shown <= liked.nnz
+    # Values of one kind are all relevant.
+    save_npz(tmp_path / "a.npz", abs(X))
+    assert not any(
+        "relevant are" in line for line in run([tmp_path / "a.npz", *options], capsys)[0]
+    )
+
+
+def test_held_out_dislikes_give_no_hint(tmp_path, capsys):
+    # Every row has two entries, and what is held out is a dislike for this seed or another.
+    lines = "".join(f"{user},{user},-1\n{user},{user + 9},-1\n" for user in range(9))
+    (tmp_path / "a.csv").write_text(f"{lines}99,99,1\n")
+    options = [*QUICK, "--quiet", "--regularization", "1e9"]
+    text = " ".join(" ".join(run([tmp_path / "a.csv", *options], capsys)[0]).split())
+    assert "no held-out value is above 0: the quality is that of finding dislikes" in text
+    assert "Hint" not in text
+
+
+def test_output_that_cannot_show_an_id(tmp_path):
+    (tmp_path / "a.csv").write_text("é,日本\né,b\nü,b\n", encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "-m", "wals", "a.csv", *QUICK, "--quiet"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(Path(wals.__file__).parents[1]), "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "Row ? has" in result.stdout

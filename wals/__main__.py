@@ -5,6 +5,7 @@ import inspect
 import logging
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -46,8 +47,9 @@ def main(argv=None):
     """
     arguments = _parser().parse_args(argv)
     try:
-        _run(arguments)
-        sys.stdout.flush()
+        with _lenient(sys.stdout):
+            _run(arguments)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -55,7 +57,8 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, ImportError, OSError, MemoryError) as error:
-        print(f"{_PROG}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = _as_options(" ".join(str(error).split()))
+        print(f"{_PROG}: error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -87,9 +90,33 @@ def _parser():
         "file",
         nargs="?",
         metavar="FILE",
-        help="user, item and perhaps a value per line: .csv, .tsv or .txt, each also with .gz; "
-        "or a .parquet table with these columns, or a .npz of a SciPy CSR matrix. Without a FILE: "
-        "the Anonymous Microsoft Web Data that comes with the package",
+        help="user, item and perhaps a value and a time per line: .csv, .tsv, .txt, .dat, .inter "
+        "and others, each also with .gz; or a .parquet table with these columns, or a folder of "
+        "such, or a .npz of a SciPy CSR matrix. Without a FILE: the Anonymous Microsoft Web Data "
+        "that comes with the package",
+    )
+    for role in ("user", "item", "value", "time"):
+        group.add_argument(
+            f"--{role}",
+            type=_column,
+            metavar="COLUMN",
+            help=f"column of the {role}, by name or by position from 0 (default: found out)",
+        )
+    group.add_argument(
+        "--delimiter",
+        type=lambda text: {r"\t": "\t", "tab": "\t"}.get(text, text),
+        metavar="TEXT",
+        help="what separates the fields of a text; tab stands for itself, a blank for any blanks "
+        "(default: found out)",
+    )
+    group.add_argument(
+        "--decimal", metavar="MARK", help="decimal mark of the values, . or , (default: found out)"
+    )
+    group.add_argument(
+        "--aggregate",
+        metavar="NAME",
+        help="what becomes of a pair that is there several times: sum, mean, max, last or count "
+        "of its values (default: sum)",
     )
     group.add_argument(
         "--header",
@@ -154,7 +181,10 @@ def _parser():
         **integer,
     )
     group.add_argument(
-        "--output", metavar="MODEL", help="save the model with joblib, for instance wals.joblib"
+        "--output",
+        metavar="MODEL",
+        help="save the model with joblib, for instance wals.joblib; row_ids_ (of the rows "
+        "trained on) and col_ids_ tell what its row_factors_ and col_factors_ are of",
     )
     group.add_argument(
         "--compile",
@@ -165,6 +195,22 @@ def _parser():
     group.add_argument("--quiet", action="store_true", help="no line per sweep")
     group.add_argument("--help", "-h", action="help", help="print this and exit")
     return parser
+
+
+def _as_options(message):
+    """Turn the parameters that a message ends with the advice to say into options."""
+    start, say, advice = message.rpartition(" say ")
+    if not say:
+        return message
+    advice = advice.replace("values=False", "--ignore-values").replace("header=True", "--header")
+    names = "user|item|value|time|delimiter|decimal"
+    advice = re.sub(rf"\b({names})=(?=[^\s,])", r"--\1 ", advice)
+    return start + say + re.sub(rf"\b({names})=", r"--\1", advice)
+
+
+def _column(text):
+    """Return a position if the text is one, else the name that it is."""
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def _run(arguments):
@@ -184,10 +230,12 @@ def _run(arguments):
         _check_writable(arguments.output)
 
     seconds = {}
-    with _timed("read", seconds):
+    with _timed("read", seconds), _caught() as notes:
         X, row_ids, col_ids = _read(arguments)
     n_rows, n_columns = X.shape
     _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
+    for note in notes:
+        _say("Note", _as_options(note))
     density = X.nnz / (n_rows * n_columns)
     _say("", f"{n_rows:,} x {n_columns:,} matrix, {X.nnz:,} stored ({density:.2%})")
 
@@ -213,15 +261,30 @@ def _run(arguments):
         row_weights, test_weights = np.split(row_weights(counts), [train.shape[0]])
     _train(model, train, row_weights, seconds)
     if arguments.output is not None:
+        model.row_ids_, model.col_ids_ = np.delete(row_ids, test), col_ids
         with _timed("save", seconds):
             joblib.dump(model.set_params(verbose=0), arguments.output)
-        _say("Saved", f"{arguments.output}, {os.path.getsize(arguments.output) / 1e6:,.1f} MB")
+        size = os.path.getsize(arguments.output) / 1e6
+        _say("Saved", f"{arguments.output}, {size:,.1f} MB, ids in row_ids_ and col_ids_")
     print()
 
     if test.size:
         with _timed("fold in", seconds):
             factors = model.transform(seen, weights=test_weights)
-        _evaluate(model, factors, seen, held_out, train, seconds)
+        if held_out.data.max() > 0 >= held_out.data.min():
+            # Who finds what someone dislikes has not found what to recommend.
+            n_held_out = held_out.nnz
+            held_out, train = _above_zero(held_out), _above_zero(train)
+            _say(
+                "Note",
+                f"relevant are the {held_out.nnz:,} of {n_held_out:,} held-out entries whose value "
+                "is above 0; popularity counts entries above 0, too",
+            )
+        elif held_out.data.max() <= 0 < X.data.max():
+            _say("Note", "no held-out value is above 0: the quality is that of finding dislikes")
+        is_better = _evaluate(model, factors, seen, held_out, train, seconds)
+        if not is_better and held_out.data.max() > 0:
+            _say("Hint", "try a stronger --regularization, fewer --components, or more data")
     else:
         _say(
             "Quality",
@@ -283,11 +346,16 @@ def _check_writable(path):
 
 
 def _read(arguments):
+    names = ("user", "item", "value", "time", "delimiter", "decimal", "aggregate")
+    options = {name: getattr(arguments, name) for name in names}
+    options = {name: option for name, option in options.items() if option is not None}
     if arguments.file is None:
+        if options:
+            raise ValueError(f"--{next(iter(options))} needs a FILE")
         X, titles = load_msweb(return_titles=True)
         return Interactions(X, np.arange(X.shape[0]), titles)
     return read_interactions(
-        arguments.file, header=arguments.header, values=not arguments.ignore_values
+        arguments.file, header=arguments.header, values=not arguments.ignore_values, **options
     )
 
 
@@ -313,11 +381,10 @@ def _split(X, n_test, seed):
 
 
 def _train(model, X, row_weights, seconds):
-    with _timed("train", seconds), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with _timed("train", seconds), _caught() as notes:
         model.fit(X, row_weights=row_weights)
-    for message in dict.fromkeys(str(warning.message) for warning in caught):
-        _say("Note", message)
+    for note in notes:
+        _say("Note", note)
     _say(
         "Trained",
         f"loss {model.loss_:.6e}, RWSE {model.rwse_:.6f} after iteration {model.n_iter_}, "
@@ -325,8 +392,16 @@ def _train(model, X, row_weights, seconds):
     )
 
 
+def _above_zero(X):
+    """Return the entries whose value is above 0."""
+    X = csr_array(X, copy=True)
+    X.data[X.data < 0] = 0
+    X.eliminate_zeros()
+    return X
+
+
 def _evaluate(model, factors, seen, held_out, train, seconds):
-    """Print how well model and popularity find the held-out entries."""
+    """Print how well model and popularity find the held-out ones; tell if the model is no worse."""
     k = min(_K, train.shape[1])
     ndcg = {}
     popularity = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
@@ -339,8 +414,7 @@ def _evaluate(model, factors, seen, held_out, train, seconds):
             ranked = _rank(left, right, k, exclude=seen)
         recall, ndcg[name] = recall_at_k(held_out, ranked, k), ndcg_at_k(held_out, ranked, k)
         print(f"  {name:<18}{recall:>12.4f}{ndcg[name]:>12.4f}")
-    if ndcg["WALS"] < ndcg["popularity"]:
-        _say("Hint", "try a stronger --regularization, fewer --components, or more data")
+    return ndcg["WALS"] >= ndcg["popularity"]
 
 
 def _show(model, factors, seen, held_out, row_ids, col_ids):
@@ -383,6 +457,30 @@ def _say(label, text):
     """Print a text after its label, wrapped beside it; paths and numbers stay whole."""
     indent = {"initial_indent": f"{label:<10}", "subsequent_indent": " " * 10}
     print(fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False, **indent))
+
+
+@contextmanager
+def _caught():
+    """Give a list that the messages of the warnings come into, each once."""
+    messages = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield messages
+    messages += dict.fromkeys(str(warning.message) for warning in caught)
+
+
+@contextmanager
+def _lenient(stream):
+    """Show what a stream cannot by replacements, meanwhile."""
+    if not hasattr(stream, "reconfigure"):
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
 
 
 @contextmanager

@@ -1,84 +1,171 @@
 """Read who interacted with what from a file."""
 
-import csv
-import gzip
 import os
+import warnings
 import zipfile
 import zlib
-from array import array
-from codecs import iterdecode
-from collections import defaultdict
-from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array, load_npz
 
+from wals._parquet import read_parquet
+from wals._text import Table, read_text
+
 __all__ = ["Interactions", "read_interactions"]
 
-# What may separate the fields; the first one that the first line contains does.
-_DELIMITERS = {".csv": ",;\t", ".tsv": "\t", ".txt": "\t,; "}
-
-_HEADER_WORDS = {"user", "users", "user_id", "userid", "uid", "row", "row_id", "customer_id"}
-
-_LARGEST = float(np.finfo(np.float32).max)
+_TEXTS = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".tab", ".psv")
+_AGGREGATES = ("sum", "mean", "max", "last", "count")
 
 
-class Interactions(NamedTuple):
-    """A matrix of interactions and what its rows and columns stand for.
-
-    Attributes
-    ----------
-    X : csr_array of shape (n_rows, n_columns), float32
-        The summed values of every pair that the file holds. No duplicates, columns ascending.
-    row_ids : ndarray of shape (n_rows,), int or str
-        Id of every row (user), ascending.
-    col_ids : ndarray of shape (n_columns,), int or str
-        Id of every column (item), ascending.
-    """
-
+class _Fields(NamedTuple):
     X: csr_array
     row_ids: np.ndarray
     col_ids: np.ndarray
 
 
-def read_interactions(path, *, header=None, values=True):
+class Interactions(_Fields):
+    """A matrix of interactions and what its rows and columns stand for.
+
+    A named tuple of three, ``X, row_ids, col_ids = ...``, which also has the times.
+
+    Attributes
+    ----------
+    X : csr_array of shape (n_rows, n_columns), float32
+        The value of every pair that the file holds. No duplicates, columns ascending.
+    row_ids : ndarray of shape (n_rows,)
+        Id of every row (user): ascending, int or str (of dtype object where one is much longer than
+        the others); or the `row_ids` that were given.
+    col_ids : ndarray of shape (n_columns,)
+        Id of every column (item), likewise.
+    times : ndarray of shape (n_stored,) or None
+        Of every entry, in the order of ``X.data``, the time of its latest interaction: int64,
+        float64 or datetime64. None if the file has no times. ``split_entries(X, strategy="last",
+        timestamps=times)`` takes them.
+    """
+
+    times = None
+
+    def __new__(cls, X, row_ids, col_ids, times=None):
+        """Make the tuple; pickle and copy keep the times by themselves."""
+        self = super().__new__(cls, X, row_ids, col_ids)
+        if times is not None:
+            self.times = times
+        return self
+
+
+def read_interactions(
+    path,
+    *,
+    header=None,
+    values=True,
+    user=None,
+    item=None,
+    value=None,
+    time=None,
+    delimiter=None,
+    decimal=None,
+    aggregate="sum",
+    row_ids=None,
+    col_ids=None,
+    handle_unknown="drop",
+):
     r"""Read a file of interactions into a sparse matrix.
 
     The suffix tells the format:
 
-    - ``.csv``, ``.tsv``, ``.txt``, each also with ``.gz`` after it: UTF-8 text, one interaction a
-      line: user, item and, if there is a third field, its value; further fields are ignored. A CSV
-      may be separated by comma, semicolon or tab, a ``.txt`` also by single spaces. Ids are
-      integers if all of them are written as such, else strings ("007" is no integer).
-    - ``.parquet``: the same in the first columns of a table. Needs pyarrow.
+    - ``.csv``, ``.tsv``, ``.tab``, ``.psv``, ``.inter``, ``.txt``, ``.dat``, ``.data``, each also
+      with ``.gz`` after it: text, one interaction a line. What separates the fields, whether the
+      first line names them, and which is what, is found out from the first lines; where that is
+      not clear, it is not guessed: the error says which parameter decides it. Text is UTF-8, or
+      UTF-16 that begins with its mark. Ids are integers if all of them are written as such, else
+      strings ("007" is no integer).
+    - ``.parquet``, or a folder of such parts: a table. Needs pyarrow.
     - ``.npz``: a CSR matrix written by ``scipy.sparse.save_npz``; its ids are 0, 1, ... Nothing is
       ever unpickled.
 
     Parameters
     ----------
     path : str or path-like
-        The file.
+        The file, or a folder of Parquet files.
     header : bool, default=None
-        Whether the first line of a text names the fields. None: it does if none of its (up to
-        three) fields is a number, and the next line has a number or the first field is a usual
-        name such as ``user_id``.
+        Whether the first line of a text names the fields. None: it does if it has a usual name of
+        a user or an item, such as ``user_id`` or ``sku``, or a name above a column of numbers;
+        never if one of its fields is a number.
     values : bool, default=True
         False ignores the value: every interaction counts 1.
+    user, item, value, time : str or int, default=None
+        Which column is what, by name or by position from 0. None: usual names decide, else the
+        first two columns are user and item, and the third is the value.
+    delimiter : str, default=None
+        What separates the fields of a text; ``" "`` stands for any blanks. None: whatever cuts the
+        first lines into the same number of fields, of tab, ``::``, ``;``, ``|`` and comma; in .txt,
+        .dat and .data also blanks.
+    decimal : {".", ","}, default=None
+        The decimal mark of the values of a text. None: found out, if a comma is not the delimiter.
+    aggregate : {"sum", "mean", "max", "last", "count"}, default="sum"
+        What becomes of several interactions of the same user and item. "last" takes the value of
+        the latest; of those at the same time, that of the later line.
+    row_ids, col_ids : sequence of int or str, default=None
+        The rows and columns that X shall have, in this order: those of another reading, so that two
+        files go together. Ids are compared as they are written.
+    handle_unknown : {"drop", "error"}, default="drop"
+        What becomes of interactions of others than these: left out with a warning that counts them,
+        or an error.
 
     Returns
     -------
     Interactions
-        A named tuple (X, row_ids, col_ids). Interactions of the same user and item are summed;
-        pairs whose value is 0 are stored.
+        A named tuple (X, row_ids, col_ids), which also has ``times``. Pairs whose value is 0 are
+        stored.
 
     Raises
     ------
     ValueError
-        If the file is missing or cannot be read, or a line is not as described. The message, one
-        line, names the file, the line or row (from 1) and what is wrong.
+        If the file is missing or cannot be read, a line is not as described, or what is what is
+        not clear. The message, one line, names the file, the line or row (from 1), what is wrong
+        and, where a parameter helps, which.
     ImportError
         If the file is a Parquet file and pyarrow is not installed.
+
+    Warns
+    -----
+    UserWarning
+        If columns or interactions are left out that one might have expected to count.
+
+    Notes
+    -----
+    Texts of more than a few megabytes are cut by pyarrow, polars or pandas where one of them is
+    installed, with the same result.
+
+    What becomes of some texts, as the user, the item and the value of each interaction:
+
+    ======  ==============================================  =====================================
+    suffix  text                                            becomes
+    ======  ==============================================  =====================================
+    .csv    ``item_id,user_id,rating\nA1,bob,5``            ``bob A1 5``
+    .csv    ``buyer,product\nbob,A1``                       ``bob A1 1``
+    .inter  ``user_id:token\titem_id:token\n1\t2``          ``1 2 1``
+    .csv    ``user_id,item_id,timestamp\n1,10,1433221332``  ``1 10 1``
+    .csv    ``1,10,1433221332\n2,10,1433221332``            ``1 10 1; 2 10 1`` (noted: time)
+    .csv    ``user_id,item_id,category\n1,10,7``            refused: value='category'
+    .csv    ``customer,member,item\n1,2,3``                 refused: user='customer'
+    .csv    ``,user_id,item_id,score\n0,7,103,4``           ``7 103 4`` (noted: index)
+    .csv    ``0,7,103,4\n1,8,103,4\n2,8,104,4``             refused: user= and item=
+    .tsv    ``475DD9\tabc\n475E9\tdef``                     ``475DD9 abc 1; 475E9 def 1``
+    .csv    ``1;10;3,5\n2;11;4,0``                          ``1 10 3.5; 2 11 4``
+    .csv    ``1;10;3,500\n2;11;4,000``                      refused: decimal=','
+    .csv    ``1,10;3\n2,11;4``                              refused: delimiter=';'
+    .csv    ``sep=|\n1|2|3``                                ``1 2 3``
+    .dat    ``a::b::3::978300760``                          ``a b 3``
+    .txt    ``u1 i1 3,5\nu2 i2 4,0``                        ``u1 i1 3.5; u2 i2 4``
+    .txt    ``u1 3,5\nu2 4,0``                              refused: delimiter=' '
+    .tsv    ``u1\tBlur\nu2\t"Heroes``                       ``u1 Blur 1; u2 "Heroes 1``
+    .csv    ``u1,Blur\nu2,"Heroes\nu3,Abba``                refused: line 2: a quote is left open
+    .csv    ``# borrowed\n1,2,3\n4,5,6\n,,``                ``1 2 3; 4 5 6``
+    .csv    ``1,2,3\r4,5,6\r``                              ``1 2 3; 4 5 6``
+    .csv    ``1,2,4\n1,2,5``                                ``1 2 9``
+    ======  ==============================================  =====================================
 
     Examples
     --------
@@ -96,18 +183,37 @@ def read_interactions(path, *, header=None, values=True):
     (['Ada', 'Bea'], [7, 12])
     """
     path = os.fspath(path)
+    columns = {"user": user, "item": item, "value": value, "time": time}
+    options = columns | {
+        "header": header,
+        "values": values,
+        "delimiter": delimiter,
+        "decimal": decimal,
+    }
+    _check_options(options, aggregate, handle_unknown)
+    given = {
+        name: None if ids is None else _Given(name, ids)
+        for name, ids in (("row_ids", row_ids), ("col_ids", col_ids))
+    }
     suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
     try:
-        if suffix in _DELIMITERS:
-            content = _read_text(path, _DELIMITERS[suffix], header, values)
-        elif path.lower().endswith(".parquet"):
-            content = _read_parquet(path, values)
+        is_parquet = path.lower().endswith(".parquet") or os.path.isdir(path)
+        if suffix not in _TEXTS or is_parquet:
+            _refuse({"delimiter": delimiter, "decimal": decimal}, "are of texts alone")
+        if is_parquet:
+            table = read_parquet(path, options, last=aggregate == "last")
+        elif suffix in _TEXTS:
+            table = read_text(path, suffix, options, last=aggregate == "last")
         elif path.lower().endswith(".npz"):
-            content = _read_npz(path, values)
+            _refuse(columns, "are of tables: a matrix has no such columns")
+            table = _read_npz(path, values)
         else:
             raise ValueError(
-                "unknown suffix; known are .csv, .tsv, .txt (also with .gz), .parquet and .npz"
+                f"unknown suffix; known are {', '.join(_TEXTS)} (also with .gz), .parquet and .npz"
             )
+        if aggregate == "last" and table.times is None:
+            raise ValueError("aggregate='last' needs a column of times: say time=")
+        content = _assemble(table, aggregate, handle_unknown, **given)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -115,8 +221,6 @@ def read_interactions(path, *, header=None, values=True):
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
-    if not content.X.nnz:
-        raise ValueError(f"{path}: holds no interactions")
     bad = np.flatnonzero(~np.isfinite(content.X.data))
     if bad.size:
         row = np.searchsorted(content.X.indptr, bad[0], side="right") - 1
@@ -125,153 +229,161 @@ def read_interactions(path, *, header=None, values=True):
             f"{path}: the value of user {content.row_ids[row]} and item {content.col_ids[column]} "
             f"is {content.X.data[bad[0]]} in single precision"
         )
+    for note in table.notes:
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
     return content
 
 
-def _read_text(path, delimiters, header, values):
-    # Numbers the ids in order of appearance: a new key gets the next number.
-    row_codes = defaultdict(count().__next__)
-    col_codes = defaultdict(count().__next__)
-    rows, cols, data = array("q"), array("q"), array("d")
-    with (gzip.open if path.lower().endswith(".gz") else open)(path, "rb") as file:
-        records = _records(file, delimiters)
-        first = next(records, None)
-        if first is None:
-            raise ValueError("is empty")
-        second = next(records, None)
-        if header is None:
-            header = _is_header(first[1], second and second[1])
-        start = [second] if header else [first, second]
-        width = len(first[1])
-        for line, record in chain(filter(None, start), records):
-            if len(record) != width or width < 2:
-                expected = "at least 2" if width < 2 else f"{width} as in line {first[0]}"
-                raise ValueError(f"line {line}: number of fields is {len(record)}, not {expected}")
-            row, col = record[0].strip(), record[1].strip()
-            if not (row and col):
-                raise ValueError(f"line {line}: the {'item' if row else 'user'} is missing")
-            value = 1.0
-            if values and width > 2:
-                try:
-                    value = float(record[2])
-                except ValueError:
-                    raise ValueError(f"line {line}: value {record[2]!r} is not a number") from None
-                # Written so that NaN fails, too.
-                if not -_LARGEST <= value <= _LARGEST:
-                    raise ValueError(f"line {line}: value {record[2]!r} is not a finite float32")
-            rows.append(row_codes[row])
-            cols.append(col_codes[col])
-            data.append(value)
-    row_keys, col_keys = (_integers_if_all(list(codes)) for codes in (row_codes, col_codes))
-    return _assemble(data, rows, row_keys, cols, col_keys)
+def _check_options(options, aggregate, handle_unknown):
+    for role in ("user", "item", "value", "time"):
+        which = options[role]
+        whole = isinstance(which, int | np.integer) and not isinstance(which, bool)
+        if not (which is None or whole or isinstance(which, str)):
+            raise ValueError(f"{role} must be the name or the position of a column, got {which!r}")
+    delimiter = options["delimiter"]
+    if delimiter is not None and (
+        not isinstance(delimiter, str) or not delimiter or set(delimiter) & set('\r\n"\0')
+    ):
+        raise ValueError(f"delimiter must be a text without quotes, got {delimiter!r}")
+    for name, chosen, allowed in (
+        ("decimal", options["decimal"], (None, ".", ",")),
+        ("aggregate", aggregate, _AGGREGATES),
+        ("handle_unknown", handle_unknown, ("drop", "error")),
+        ("header", options["header"], (None, True, False)),
+    ):
+        if chosen not in allowed:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, allowed))}; got {chosen!r}"
+            )
 
 
-def _records(file, delimiters):
-    """Yield (line number, fields) of the lines that are not blank."""
-    head = file.peek(4096)
-    if b"\0" in head:
-        raise ValueError("is a binary file, not text")
-    line = head.lstrip().partition(b"\n")[0].decode(errors="replace")
-    delimiter = next((d for d in delimiters if d in line), delimiters[0])
-    reader = csv.reader(
-        iterdecode(file, "utf-8-sig"), delimiter=delimiter, skipinitialspace=delimiter != "\t"
-    )
-    try:
-        for record in reader:
-            if record:
-                yield reader.line_num, record
-    except UnicodeDecodeError as error:
-        raise ValueError(f"line {reader.line_num + 1}: is not UTF-8 text") from error
-    except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+def _refuse(options, reason):
+    if asked := [f"{name}=" for name, chosen in options.items() if chosen is not None]:
+        raise ValueError(f"{', '.join(asked)} {reason}")
 
 
-def _is_header(first, second):
-    if any(map(_is_number, first[:3])):
-        return False
-    return first[0].strip().lower() in _HEADER_WORDS or any(map(_is_number, (second or [])[:3]))
+class _Given:
+    """The ids of a side that were given, and where each stands."""
+
+    def __init__(self, name, ids):
+        if isinstance(ids, str | bytes) or np.ndim(ids) != 1:
+            raise ValueError(f"{name} must be a sequence of ids")
+        self.name = name
+        if isinstance(ids, np.ndarray):
+            self.ids = ids
+        else:
+            ids = list(ids)
+            whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in ids)
+            self.ids = np.array(ids, dtype=np.int64) if whole else _strings(list(map(str, ids)))
+        texts = list(map(str, self.ids.tolist()))
+        self.places = {text: place for place, text in enumerate(texts)}
+        if len(self.places) < len(texts):
+            seen = set()
+            twice = next(text for text in texts if text in seen or seen.add(text))
+            raise ValueError(f"{name} must be unique, but {twice!r} is there twice")
+
+    def find(self, keys):
+        """Return the places of ids, -1 for unknown ones."""
+        texts = map(str, keys if isinstance(keys, list) else keys.tolist())
+        return np.fromiter((self.places.get(x, -1) for x in texts), np.int32, len(keys))
 
 
-def _is_number(field):
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
+def _strings(keys):
+    """Make an array of strings: of fixed width, unless that takes much more than the text."""
+    width = max(map(len, keys), default=0)
+    if width * len(keys) <= 4 * sum(map(len, keys)) + 1000:
+        return np.array(keys, dtype=str)
+    ids = np.empty(len(keys), dtype=object)
+    ids[:] = keys
+    return ids
 
 
-def _integers_if_all(ids):
-    """Turn strings into an array: of int64 if each is an integer in its usual form, else of str."""
-    try:
-        numbers = np.array([int(key) for key in ids], dtype=np.int64)
-    except (ValueError, OverflowError):
-        return np.array(ids)
-    return numbers if list(map(str, numbers.tolist())) == ids else np.array(ids)
+def _sorted_ids(keys):
+    """Return the ids, ascending, and the place of every key among them."""
+    if isinstance(keys, list):
+        if any("\0" in key for key in keys):
+            raise ValueError("an id holds a NUL: this is no text")
+        keys = _strings(keys)
+    order = np.argsort(keys, kind="stable")
+    places = np.empty(order.size, dtype=np.int32)
+    places[order] = np.arange(order.size, dtype=np.int32)
+    return keys[order], places
 
 
-def _read_parquet(path, values):
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError(
-            f"{path}: reading Parquet needs pyarrow (pip install wals[parquet])"
-        ) from error
-    try:
-        with open(path, "rb") as file:
-            content = parquet.ParquetFile(file)
-            table = content.read(columns=content.schema_arrow.names[: 3 if values else 2])
-        if table.num_columns < 2:
-            raise ValueError(f"number of columns is {table.num_columns}, not at least 2")
-        if not table.num_rows:
-            raise ValueError("is empty")
-        (rows, row_keys), (cols, col_keys) = (_parquet_ids(table, place) for place in (0, 1))
-        data = np.ones(table.num_rows)
-        if table.num_columns > 2:
-            data = table.column(2).cast(pa.float64(), safe=False).to_numpy()
-    except pa.ArrowException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-    bad = np.flatnonzero(~(np.abs(data) <= _LARGEST))
-    if bad.size:
-        raise ValueError(f"row {bad[0] + 1}: value {data[bad[0]]} is not a finite float32")
-    return _assemble(data, rows, row_keys, cols, col_keys)
-
-
-def _parquet_ids(table, place):
-    """Return the codes and the keys of a column of integers or strings."""
-    from pyarrow import types
-
-    column = table.column(place)
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    is_text = any(
-        check(column.type)
-        for check in (types.is_string, types.is_large_string, types.is_string_view)
-    )
-    if not (is_text or types.is_integer(column.type)):
-        name = table.column_names[place]
-        raise ValueError(f"column {name!r} holds {column.type}, neither integers nor strings")
-    if column.null_count:
-        row = column.is_null().to_numpy().argmax() + 1
-        raise ValueError(f"row {row}: the {('user', 'item')[place]} is missing")
-    encoded = column.dictionary_encode().combine_chunks()
-    keys = encoded.dictionary.to_numpy(zero_copy_only=False)
-    return encoded.indices.to_numpy(), np.array(keys.tolist()) if is_text else keys
-
-
-def _assemble(data, rows, row_keys, cols, col_keys):
+def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
     """Build the matrix from numbered ids, in the order of the ids."""
-    row_order, col_order = np.argsort(row_keys), np.argsort(col_keys)
-    # argsort of a permutation is its inverse: the place of every number. Ids that do not fit into
-    # int32 would not fit into memory.
-    coords = [
-        np.argsort(order).astype(np.int32)[codes]
-        for order, codes in ((row_order, rows), (col_order, cols))
-    ]
-    X = coo_array((np.asarray(data), coords), shape=(row_keys.size, col_keys.size)).tocsr()
+    coords, ids, missing, n = [], [], [], table.rows.size
+    known = np.ones(n, dtype=bool)
+    for codes, keys, given in (
+        (table.rows, table.row_keys, row_ids),
+        (table.cols, table.col_keys, col_ids),
+    ):
+        if given is None:
+            found, places = _sorted_ids(keys)
+        else:
+            found, places = given.ids, given.find(keys)
+            if (unknown := np.flatnonzero(places < 0)).size:
+                first = ", ".join(str(keys[number]) for number in unknown[:5])
+                more = ", ..." if unknown.size > 5 else ""
+                kind = "users" if given is row_ids else "items"
+                missing.append(f"{unknown.size} {kind} not among {given.name} ({first}{more})")
+        ids.append(found)
+        coords.append(places[codes])
+        if given is not None:
+            known &= coords[-1] >= 0
+    values, times = table.values, table.times
+    if missing:
+        n_dropped = n - np.count_nonzero(known)
+        said = f"{n_dropped:,} of {n:,} interactions are of {' or of '.join(missing)}"
+        if handle_unknown == "error":
+            raise ValueError(said)
+        if n_dropped == n:
+            raise ValueError(f"holds no interactions of the given ids: {said}")
+        table.notes.append(f"{said}, and are left out")
+        coords = [side[known] for side in coords]
+        values, times = (None if x is None else x[known] for x in (values, times))
+        # What only those had is no id of the matrix.
+        for side, given in enumerate((row_ids, col_ids)):
+            if given is None:
+                used, coords[side] = np.unique(coords[side], return_inverse=True)
+                ids[side] = ids[side][used]
+    if not coords[0].size:
+        raise ValueError("holds no interactions")
+    if values is None or aggregate == "count":
+        values = np.ones(coords[0].size)
+    coords = [side.astype(np.int32, copy=False) for side in coords]
+    X, times = _gather(values, coords, times, tuple(map(len, ids)), aggregate)
     with np.errstate(over="ignore"):
         X = X.astype(np.float32)
-    return Interactions(X, row_keys[row_order], col_keys[col_order])
+    return Interactions(X, *ids, times)
+
+
+def _gather(values, coords, times, shape, aggregate):
+    """Return the matrix of the aggregated values, and the latest times of its entries."""
+    summed = aggregate in ("sum", "count")
+    if times is None and summed:
+        return coo_array((values, coords), shape=shape).tocsr(), None
+    # Where every pair is there once, the matrix of the places tells their order.
+    n = values.size
+    X = coo_array((np.arange(n), coords), shape=shape).tocsr()
+    if X.nnz == n:
+        order = X.data
+        X.data = values[order]
+        return X, None if times is None else times[order]
+    order = np.lexsort((*coords[::-1],) if times is None else (times, coords[1], coords[0]))
+    rows, cols = coords[0][order], coords[1][order]
+    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (cols[1:] != cols[:-1])])
+    ends = np.r_[starts[1:], n] - 1
+    values = values[order]
+    if aggregate == "last":
+        X.data = values[ends]
+    elif aggregate == "max":
+        X.data = np.maximum.reduceat(values, starts)
+    else:
+        X.data = np.add.reduceat(values, starts)
+        if aggregate == "mean":
+            X.data /= ends + 1 - starts
+    return X, None if times is None else times[order][ends]
 
 
 def _read_npz(path, values):
@@ -288,9 +400,7 @@ def _read_npz(path, values):
     if X.dtype.kind not in "biuf":
         raise ValueError(f"holds values of type {X.dtype}, not real numbers")
     X.check_format(full_check=True)
-    with np.errstate(over="ignore"):
-        X = csr_array(X, dtype=np.float32)
-    if not values:
-        X.data[:] = 1
-    X.sum_duplicates()
-    return Interactions(X, np.arange(X.shape[0]), np.arange(X.shape[1]))
+    rows = np.repeat(np.arange(X.shape[0], dtype=np.int32), np.diff(X.indptr))
+    keys = [np.arange(size) for size in X.shape]
+    data = X.data.astype(float) if values else None
+    return Table(rows, keys[0], X.indices, keys[1], data, None, [])

@@ -1,0 +1,142 @@
+"""Read the columns of Parquet files: one, or the parts in a folder."""
+
+import os
+
+import numpy as np
+
+from wals._columns import LARGEST, N_SAMPLED, choose_columns, dates
+from wals._text import Table
+
+__all__ = ["read_parquet"]
+
+
+def read_parquet(path, options, *, last):
+    """Read a Parquet file, or the parts in a folder; parameters as of `read_text`."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading Parquet needs pyarrow (pip install wals[parquet])"
+        ) from error
+    try:
+        parts, names, chosen, notes = [], None, None, []
+        for part in _parts(path):
+            # An open file: PyArrow itself would take a path for an address.
+            with open(part, "rb") as file:
+                content = parquet.ParquetFile(file)
+                found = content.schema_arrow.names
+                if names is None:
+                    names = found
+                    chosen, notes = _choose(content, names, options)
+                    needed = [names[place] for place in chosen.values() if place is not None]
+                elif found != names:
+                    raise ValueError(
+                        f"part {os.path.basename(part)} has the columns {', '.join(found)}, not "
+                        f"{', '.join(names)} as the first part"
+                    )
+                parts.append(content.read(columns=needed))
+        table = pa.concat_tables(parts, promote_options="permissive")
+        if not table.num_rows:
+            raise ValueError("is empty")
+        columns = {
+            role: None if place is None else table.column(names[place])
+            for role, place in chosen.items()
+        }
+        (rows, row_keys), (cols, col_keys) = (
+            _ids(columns[role], role, names[chosen[role]]) for role in ("user", "item")
+        )
+        values = None
+        if columns["value"] is not None:
+            values = columns["value"].cast(pa.float64(), safe=False).to_numpy()
+            bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
+            if bad.size:
+                raise ValueError(
+                    f"row {bad[0] + 1}: value {values[bad[0]]} is not a finite float32"
+                )
+    except pa.ArrowException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    times = None
+    if columns["time"] is not None:
+        try:
+            times = _times(columns["time"])
+        except (ValueError, pa.ArrowException) as error:
+            said = f"column {names[chosen['time']]!r} holds no times ({error})"
+            if options["time"] is not None or last:
+                raise ValueError(said) from None
+            notes.append(f"{said}; it is left out")
+    return Table(rows, row_keys, cols, col_keys, values, times, notes)
+
+
+def _parts(path):
+    """Return the files to read."""
+    if not os.path.isdir(path):
+        return [path]
+    # Spark and others leave "_SUCCESS", "_metadata" and hidden files beside the parts.
+    names = sorted(name for name in os.listdir(path) if not name.startswith(("_", ".")))
+    for name in names:
+        if os.path.isdir(os.path.join(path, name)):
+            raise ValueError(f"is a folder that holds a folder, {name}: only files are read")
+        if not name.lower().endswith(".parquet"):
+            raise ValueError(f"is a folder that holds {name}: only .parquet files are read")
+    if not names:
+        raise ValueError("is a folder without .parquet files")
+    return [os.path.join(path, name) for name in names]
+
+
+def _choose(content, names, options):
+    import pyarrow as pa
+
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"several columns are named {min(repeated)!r}")
+    batch = next(content.iter_batches(batch_size=N_SAMPLED), None)
+    samples = []
+    for place in range(len(names)):
+        try:
+            sample = batch.column(place).cast(pa.string()).to_pylist()
+        except (pa.ArrowException, AttributeError):  # nested, or no rows
+            sample = []
+        samples.append([field for field in sample if field is not None])
+    given = {role: options[role] for role in ("user", "item", "value", "time")}
+    return choose_columns(names, samples, given, values=options["values"])
+
+
+def _ids(column, role, name):
+    """Return the codes and the keys of a column of integers or strings."""
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    is_text = any(
+        check(column.type)
+        for check in (types.is_string, types.is_large_string, types.is_string_view)
+    )
+    if not (is_text or types.is_integer(column.type)):
+        raise ValueError(f"column {name!r} holds {column.type}, neither integers nor strings")
+    if column.null_count:
+        row = column.is_null().to_numpy().argmax() + 1
+        raise ValueError(f"row {row}: the {role} is missing")
+    encoded = column.dictionary_encode().combine_chunks()
+    keys = encoded.dictionary
+    codes = encoded.indices.to_numpy().astype(np.int32, copy=False)
+    return codes, keys.to_pylist() if is_text else keys.to_numpy()
+
+
+def _times(column):
+    from pyarrow import types
+
+    if column.null_count:
+        raise ValueError(f"row {column.is_null().to_numpy().argmax() + 1} has none")
+    kind = column.type
+    if types.is_temporal(kind) and not (types.is_timestamp(kind) or types.is_date(kind)):
+        raise ValueError(f"but {kind}")
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return dates(column.to_pylist())
+    times = column.to_numpy()
+    if times.dtype.kind not in "iufM":
+        raise ValueError(f"but {kind}")
+    if times.dtype.kind == "f" and not np.isfinite(times).all():
+        raise ValueError("but numbers that are not finite")
+    if times.dtype.kind in "iu":
+        times = times.astype(np.int64)
+    return times
