@@ -204,10 +204,10 @@ def _sniff(file, suffix, options, last):
     if decimal is None:
         decimal = "." if value is None else _find_decimal(samples[value], delimiter)
     is_guessed = given["time"] is None and not last
+    times = [] if time is None else samples[time]
     time_type = "date"
-    if time is None or all(map(_is_number, samples[time])):
-        whole = time is not None and all(map(_WHOLE.fullmatch, samples[time]))
-        time_type = "integer" if whole else "number"
+    if times and _is_number(times[0]):
+        time_type = "integer" if all(map(_WHOLE.fullmatch, times)) else "number"
     return _Dialect(
         encoding, delimiter, decimal, skip, width, width_line, columns, time_type, is_guessed, notes
     )
