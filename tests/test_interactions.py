@@ -575,6 +575,14 @@ def test_given_ids(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_interactions(tmp_path / "a.csv", row_ids=bad)
+    (tmp_path / "c.csv").write_text(f"{10**30},1\n7,2\n")
+    result = read_interactions(tmp_path / "c.csv", row_ids=[7, 10**30])
+    assert result.row_ids.tolist() == ["7", str(10**30)]
+    assert result.X.toarray().tolist() == [[0, 1], [1, 0]]
+    save_npz(tmp_path / "a.npz", csr_array([[1.0, 0, 2], [0, 3, 0], [0, 0, 0]]))
+    # A row without interactions is no unknown one.
+    result = read_interactions(tmp_path / "a.npz", row_ids=[1, 0], handle_unknown="error")
+    assert result.X.toarray().tolist() == [[0, 3, 0], [1, 0, 2]]
     save_npz(tmp_path / "a.npz", csr_array([[1.0, 0, 2], [0, 3, 0]]))
     assert read_interactions(tmp_path / "a.npz", col_ids=[2, 1, 0]).X.toarray().tolist() == [
         [2, 0, 1],
