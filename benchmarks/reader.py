@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--lines", type=int, default=2_000_000)
     parser.add_argument("--against", metavar="FOLDER", help="another checkout")
     parser.add_argument("--repeat", type=int, default=3, help="the fastest of so many counts")
+    parser.add_argument("--ids", nargs="+", choices=("int", "str"), default=["int", "str"])
     parser.add_argument("--read", nargs=2, metavar=("FILE", "READER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
@@ -64,7 +65,7 @@ def main():
     runs = [(name, here) for name in READERS]
     if arguments.against:
         runs.append(("other checkout", Path(arguments.against)))
-    for kind in ("int", "str"):
+    for kind in arguments.ids:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "lines.csv")
             write(path, arguments.lines, kind)

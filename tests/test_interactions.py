@@ -14,14 +14,16 @@ from operator import itemgetter
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from pyarrow import parquet
 from scipy.sparse import csc_array, csr_array, csr_matrix, save_npz
 
 from wals import _fast_text, _text
-from wals._fast_text import _READERS as READERS
+from wals._fast_text import _LIBRARIES as LIBRARIES
 from wals.interactions import read_interactions
 from wals.model_selection import split_entries
 
@@ -334,6 +336,8 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", "u1 3,5\nu2 4,0\n", "both ',' and blanks may separate"),
         ("a.csv", "1~2\n", "none of tab, '::', ';', '|', ',', blanks cuts '1~2'"),
         ("a.csv", '"sep=;"\n1;2;3\n', "1 2 3"),
+        ("a.csv", "sep=\t\n1\t2\t3\n", "1 2 3"),
+        ("a.csv", f"{'x' * 70_000},2,3\n1,2,3\n", f"1 2 3; {'x' * 70_000} 2 3"),
         # Decimal commas.
         ("a.csv", "1;10;0,500\n2;11;4,000\n", "1 10 0.5; 2 11 4"),
         ("a.csv", "1;10;3\n2;11;4,0\n3;4;1.5\n", "line 2: value '4,0' is not a number; if it has"),
@@ -344,6 +348,8 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", "\ufeff1,2,3\r\n4,5,6\r\n", "1 2 3; 4 5 6"),
         # Quotes.
         ("a.csv", 'a,"x\ny"\n', "line 1: a quote is left open"),
+        ("a.csv", 'a,b\nc,"x\ny"\n', "line 2: a quote is left open (or a line ends within quotes)"),
+        ("a.csv", '1,2,x\n1,"y,3\n', "line 1: value 'x' is not a number"),
         ("a.csv", 'a,b\na,"x"y\n', "line 2: there is text after a closing quote"),
         ("a.csv", 'a,b"c\n', 'a b"c 1'),
         # Indices.
@@ -364,6 +370,7 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         # What cannot be told.
         ("a.csv", "user_id,rating\n1,2\n", "no column is known to be the item among 'user_id', "),
         ("a.csv", "1,2,1433221332,5\n", "column 3 may be the value or not: say value=3 or values="),
+        ("a.csv", "user,user,item\n1,2,3\n", "'user', 'user' may both be the user: say user="),
         ("a.csv", "user,item,rating,score\n1,2,3,4\n", "'rating', 'score' may both be the value"),
     ],
 )
@@ -395,6 +402,10 @@ def test_guesses_are_right_or_refused(tmp_path, name, text, expected):
         ("1<>2<>3\n", {"delimiter": "<>"}, "1 2 3"),
         ("1;10;3,500\n", {"decimal": ","}, "1 10 3.5"),
         ('1,10,"3,5"\n', {"decimal": ","}, "1 10 3.5"),
+        ("1;10;1.000,5\n", {"decimal": ","}, "line 1: value '1.000,5' is not a number"),
+        ("1;10;1.000,5\n", {}, "line 1: value '1.000,5' is not a number"),
+        ("a,b,a\n1,2,3\n", {"user": "a"}, "user='a': 2 columns have this name"),
+        ("1,2\n", {"user": "x", "header": False}, "header=False and columns by name contradict"),
         ("u1 3,5\n", {"delimiter": ","}, "u1 3 5 1"),
         ("1,2,3\n", {"user": "x"}, "the first line, '1, 2, 3', does not name 'x'"),
         ("1,2\n", {"user": 2}, "user=2: positions go from 0 to 1"),
@@ -415,7 +426,7 @@ def test_guesses_are_right_or_refused(tmp_path, name, text, expected):
 )
 def test_what_is_said_counts(tmp_path, text, options, expected):
     (tmp_path / "a.csv").write_text(text)
-    if re.search(" (must|go|are|does|contradict|needs|clear)|say ", expected):
+    if re.search(" (must|go|are|does|contradict|needs|clear|is not|have)|say ", expected):
         with pytest.raises(ValueError, match=re.escape(expected)) as info:
             read_interactions(tmp_path / "a.csv", **options)
         assert "\n" not in str(info.value)
@@ -511,6 +522,16 @@ def test_times(tmp_path):
             with pytest.raises(ValueError, match=f"a.csv: line {line}: time .* is not a "):
                 read(times, **options)
 
+    for times in (["5", "nan"], ["5.5", "inf"]):
+        with pytest.raises(ValueError, match=r"a.csv: line 3: time .* is not a number"):
+            read(times, time="date")
+    (tmp_path / "b.csv").write_text("user,item,created_at,updated_at\n1,2,3,4\n")
+    said = "the columns 'created_at', 'updated_at' may both be the time, and neither"
+    with pytest.warns(UserWarning, match=said):
+        assert read_interactions(tmp_path / "b.csv").times is None
+    chosen = read_interactions(tmp_path / "b.csv", time="updated_at")
+    assert chosen.times.tolist() == [4]
+
     result = read(["5", "7"])
     for again in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result), copy.copy(result)):
         X, row_ids, col_ids = again
@@ -554,6 +575,14 @@ def test_given_ids(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             read_interactions(tmp_path / "a.csv", row_ids=bad)
+    (tmp_path / "c.csv").write_text(f"{10**30},1\n7,2\n")
+    result = read_interactions(tmp_path / "c.csv", row_ids=[7, 10**30])
+    assert result.row_ids.tolist() == ["7", str(10**30)]
+    assert result.X.toarray().tolist() == [[0, 1], [1, 0]]
+    save_npz(tmp_path / "a.npz", csr_array([[1.0, 0, 2], [0, 3, 0], [0, 0, 0]]))
+    # A row without interactions is no unknown one.
+    result = read_interactions(tmp_path / "a.npz", row_ids=[1, 0], handle_unknown="error")
+    assert result.X.toarray().tolist() == [[0, 3, 0], [1, 0, 2]]
     save_npz(tmp_path / "a.npz", csr_array([[1.0, 0, 2], [0, 3, 0]]))
     assert read_interactions(tmp_path / "a.npz", col_ids=[2, 1, 0]).X.toarray().tolist() == [
         [2, 0, 1],
@@ -630,6 +659,8 @@ UNUSUAL = {
     "bad_open.csv": PLAIN + 'u1,"x,1\n' + PLAIN,
     "bad_open_end.csv": PLAIN + 'a",b,1\nc,d,"3',
     "bad_after.csv": PLAIN + 'u1,"x"y,1\n',
+    "bad_alone.csv": PLAIN + 'a,",b\n' + PLAIN + 'a,",b\n',
+    "decimal_point.csv": lines_of((USERS, ITEMS, [f"{x},5" for x in ITEMS]), ";") + "a.b;c;1,5\n",
     "bad_hex.csv": PLAIN + "u1,2,0x10\n",
     "bad_long.csv": PLAIN + f"{'x' * 140_000},2,1\n",
     "bad_date.csv": "user,item,v,time\n" + lines_of((USERS, ITEMS, ITEMS, DAYS)) + "a,b,1,now\n",
@@ -651,7 +682,7 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
         blocks = _fast_text.read_blocks
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             patch.setattr(
-                _fast_text, "_READERS", {k: v for k, v in READERS.items() if k in installed}
+                _fast_text, "_LIBRARIES", {k: v for k, v in LIBRARIES.items() if k in installed}
             )
             patch.setattr(
                 _text,
@@ -693,9 +724,9 @@ def test_numbers_are_the_nearest_ones(tmp_path, monkeypatch):
 
 def test_the_fastest_library_that_is_installed(monkeypatch):
     for name in ("pyarrow", "polars", "pandas"):
-        assert _fast_text.fast_reader() is _fast_text._READERS[name]
+        assert _fast_text.fast_library() is LIBRARIES[name]
         monkeypatch.setitem(sys.modules, name, None)
-    assert _fast_text.fast_reader() is None
+    assert _fast_text.fast_library() is None
 
 
 def test_parquet_columns(tmp_path):
@@ -723,6 +754,19 @@ def test_parquet_columns(tmp_path):
     with pytest.warns(UserWarning, match="'__index_level_0__' is taken for an index of the rows"):
         result = read_interactions(tmp_path / "a.parquet", user="u", item="i")
     assert written(result) == "1 2 1; 1 3 1"
+    for times in (["2024-05-31"], [days[0].date()], [7], [7.5]):
+        assert read({"user": [1], "item": [2], "ts": times}).times.shape == (1,)
+    for times in (["soon"], [None], [float("inf")], [True], [days[0].time()]):
+        columns = {"user": [1], "item": [2], "ts": times}
+        with pytest.warns(UserWarning, match="column 'ts' holds no times .*; it is left out"):
+            assert read(columns).times is None
+        with pytest.raises(ValueError, match=r"a.parquet: column 'ts' holds no times"):
+            read(columns, time="ts")
+    arrays = [pa.array([1]), pa.array([2]), pa.array([3])]
+    parquet.write_table(pa.table(arrays, names=["a", "a", "b"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="several columns are named 'a'"):
+        read_interactions(tmp_path / "a.parquet")
+    parquet.write_table(pa.table(arrays, names=["a", "c", "b"]), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="delimiter= are of texts alone"):
         read_interactions(tmp_path / "a.parquet", delimiter=",")
 
@@ -753,6 +797,12 @@ def test_a_folder_of_parquet_parts(tmp_path):
     (folder / "notes.txt").touch()
     with pytest.raises(ValueError, match=r"holds notes.txt: only .parquet files are read"):
         read_interactions(folder)
+
+
+def test_an_id_with_a_nul_is_no_text(tmp_path):
+    pd.DataFrame({"user": ["a", "a\0"], "item": [1, 2]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="an id holds a NUL: this is no text"):
+        read_interactions(tmp_path / "a.parquet")
 
 
 def test_npz_has_no_columns(tmp_path):

@@ -12,7 +12,7 @@ from itertools import count, islice
 import numpy as np
 
 from wals._columns import LARGEST, N_SAMPLED, NUMBER, choose_columns, dates, is_known, normalise
-from wals._fast_text import Unusual, fast_reader, read_blocks
+from wals._fast_text import Unusual, fast_library, read_blocks
 
 __all__ = ["Table", "read_text"]
 
@@ -82,10 +82,10 @@ def read_text(path, suffix, options, *, last):
     """
     with _open(path) as file:
         dialect = _sniff(file, suffix, options, last)
-    if (reader := fast_reader()) is not None:
+    if (library := fast_library()) is not None:
         try:
             with _open(path) as file:
-                columns = read_blocks(file, dialect, reader)
+                columns = read_blocks(file, dialect, library)
             if columns is not None:
                 return _table(*columns, dialect.notes)
         except Unusual:
@@ -132,60 +132,28 @@ def _stripped(codes, keys):
 
 def _sniff(file, suffix, options, last):
     """Decide how a text is to be read, or refuse."""
-    head = file.read(_HEAD)
-    while head and not re.search(rb"[\r\n]", head) and (more := file.read(_HEAD)):
-        head += more
-    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    if encoding == "utf-8-sig" and b"\0" in head:
-        raise ValueError("is a binary file, not text (UTF-16 is read if it begins with its mark)")
-    text = io.IncrementalNewlineDecoder(None, translate=True).decode(
-        getincrementaldecoder(encoding)(errors="replace").decode(head)
-    )
-    lines = text.split("\n")
-    if len(lines) > 1 and (file.read(1) or not lines[-1].strip()):
-        lines.pop()
-    # Blanks or delimiters alone at the end are no line.
-    while lines and not lines[-1].strip(" \t,;|:"):
-        lines.pop()
-    numbered = [(place, line) for place, line in enumerate(lines, 1) if line]
-    if not numbered:
-        raise ValueError("is empty")
-
-    delimiter = options["delimiter"]
-    if found := re.fullmatch(r'"?sep=(::|.)"?', numbered[0][1].strip("\r\n "), re.IGNORECASE):
-        delimiter = delimiter or found[1]
-        numbered = numbered[1:]
-    elif re.fullmatch(r'"?sep=\t?"?', numbered[0][1], re.IGNORECASE):
-        delimiter = delimiter or "\t"
-        numbered = numbered[1:]
-    if not numbered:
-        raise ValueError("holds no interactions")
-    n_comments = next((i for i, (_, x) in enumerate(numbered) if not x.startswith("#")), 0)
-    comments, body = numbered[:n_comments], numbered[n_comments : n_comments + N_SAMPLED]
+    encoding, lines = _first_lines(file)
+    delimiter, lines = _take_separator(lines)
+    delimiter = options["delimiter"] or delimiter
+    n_comments = next((i for i, (_, x) in enumerate(lines) if not x.startswith("#")), 0)
+    comments, body = lines[:n_comments], lines[n_comments : n_comments + N_SAMPLED]
     if delimiter is None:
         delimiter = _find_delimiter([x for _, x in comments], [x for _, x in body], suffix)
-    first = _fields(body[0][1], delimiter)
-    while comments:
-        fields = _fields(comments[-1][1], delimiter)
-        names = fields is not None and _has_names(fields)
-        as_data = fields is not None and not re.match(r"#\s", comments[-1][1])
-        if not (first and fields and len(fields) == len(first) and (names or as_data)):
-            break
-        body.insert(0, comments.pop())
-        if names:
-            break
+    body = _take_comments(comments, body, delimiter)
 
     split = [(line, _fields(text, delimiter)) for line, text in body]
     width_line, first = split[0]
-    width = len(first or ())
+    if first is None:
+        raise ValueError(
+            f"line {width_line}: a quote is left open, or there is text after a closing one"
+        )
+    width = len(first)
     if width < 2:
         names = ", ".join(_DELIMITERS.values())
         looked = repr(delimiter) if options["delimiter"] else f"none of {names}"
         raise ValueError(
             f"line {width_line}: number of fields is {width}, not at least 2; {looked} cuts "
             f"{_clip(body[0][1])} and the lines after it into fields: say delimiter="
-            if first is not None
-            else f"line {width_line}: a quote is left open, or there is text after a closing one"
         )
     records = [fields for _, fields in split if fields and len(fields) == width]
     given = {role: options[role] for role in ("user", "item", "value", "time")}
@@ -204,13 +172,61 @@ def _sniff(file, suffix, options, last):
     if decimal is None:
         decimal = "." if value is None else _find_decimal(samples[value], delimiter)
     is_guessed = given["time"] is None and not last
+    times = [] if time is None else samples[time]
     time_type = "date"
-    if time is None or all(map(_is_number, samples[time])):
-        whole = time is not None and all(map(_WHOLE.fullmatch, samples[time]))
-        time_type = "integer" if whole else "number"
+    if times and _is_number(times[0]):
+        time_type = "integer" if all(map(_WHOLE.fullmatch, times)) else "number"
     return _Dialect(
         encoding, delimiter, decimal, skip, width, width_line, columns, time_type, is_guessed, notes
     )
+
+
+def _first_lines(file):
+    """Return the encoding, and the first lines that are not empty with their numbers."""
+    head = file.read(_HEAD)
+    while head and not re.search(rb"[\r\n]", head) and (more := file.read(_HEAD)):
+        head += more
+    encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    if encoding == "utf-8-sig" and b"\0" in head:
+        raise ValueError("is a binary file, not text (UTF-16 is read if it begins with its mark)")
+    text = getincrementaldecoder(encoding)(errors="replace").decode(head)
+    lines = io.IncrementalNewlineDecoder(None, translate=True).decode(text).split("\n")
+    # The last line may have been cut.
+    if len(lines) > 1 and (file.read(1) or not lines[-1].strip()):
+        lines.pop()
+    # Blanks or delimiters alone at the end are no line.
+    while lines and not lines[-1].strip(" \t,;|:"):
+        lines.pop()
+    if not lines:
+        raise ValueError("is empty")
+    return encoding, [(number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def _take_separator(lines):
+    """Return the delimiter that a first line like ``sep=;`` tells, or None, and the other lines."""
+    if not (found := re.fullmatch(r'"?sep=(::|.?)"?', lines[0][1].strip(" "), re.IGNORECASE)):
+        return None, lines
+    if len(lines) == 1:
+        raise ValueError("holds no interactions")
+    # A tab may have been lost as a blank at the end.
+    return found[1] or "\t", lines[1:]
+
+
+def _take_comments(comments, body, delimiter):
+    """Return the lines, after the names or data that only look like comments."""
+    first = _fields(body[0][1], delimiter)
+    while comments and first:
+        fields = _fields(comments[-1][1], delimiter)
+        names = fields is not None and _has_names(fields)
+        if not fields or len(fields) != len(first):
+            break
+        if not names and re.match(r"#\s", comments[-1][1]):
+            break
+        body = [comments[-1], *body]
+        comments = comments[:-1]
+        if names:
+            break
+    return body
 
 
 def _clip(text):

@@ -273,7 +273,7 @@ class _Given:
             self.ids = ids
         else:
             ids = list(ids)
-            whole = all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in ids)
+            whole = all(isinstance(x, int | np.integer) and -(2**63) <= x < 2**63 for x in ids)
             self.ids = np.array(ids, dtype=np.int64) if whole else _strings(list(map(str, ids)))
         texts = list(map(str, self.ids.tolist()))
         self.places = {text: place for place, text in enumerate(texts)}
@@ -332,8 +332,7 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
         if given is not None:
             known &= coords[-1] >= 0
     values, times = table.values, table.times
-    if missing:
-        n_dropped = n - np.count_nonzero(known)
+    if n_dropped := n - np.count_nonzero(known):
         said = f"{n_dropped:,} of {n:,} interactions are of {' or of '.join(missing)}"
         if handle_unknown == "error":
             raise ValueError(said)
