@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 import wals
 from wals import WALS
-from wals._core import kernels, passes, team
+from wals._core import kernels, passes, ranking, team
 from wals._precompile import precompile
 
 SCENARIOS = Path(__file__).with_name("cold_start_scenarios.py")
@@ -134,10 +134,10 @@ def test_damaged_files_are_made_anew(folder):
 def test_nothing_is_left_to_compile(dtype):
     compiled = {
         name: kernel
-        for name, kernel in (vars(kernels) | vars(passes) | vars(team)).items()
+        for name, kernel in (vars(kernels) | vars(passes) | vars(ranking) | vars(team)).items()
         if hasattr(getattr(kernel, "_cache", None), "places")
     }
-    assert len(compiled) == 10
+    assert len(compiled) == 13
 
     def signatures():
         return {
@@ -161,4 +161,10 @@ def test_nothing_is_left_to_compile(dtype):
     model.partial_fit(X[:10], indices=np.arange(10)).partial_fit(X, axis=1)
     model.inverse_transform(model.transform(X), pattern=X)
     model.transform(X, axis=1)
+    model.similar(np.arange(100))
+    model.explain(X[[0]], 3)
+    for rows in (X[:3], X):
+        for candidates in (None, [1, 2, 3], X[: rows.shape[0]]):
+            model.recommend(rows, candidates=candidates)
+            model.recommend(rows, candidates=candidates, exclude_seen=False)
     assert signatures() == before

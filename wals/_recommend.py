@@ -80,9 +80,8 @@ def similar(model, indices, n, axis, metric):
     if metric == "cosine":
         norms = np.sqrt(np.einsum("ij,ij->i", V, V, dtype=np.float64))
         V = np.divide(V, norms[:, None], out=np.zeros_like(V), where=norms[:, None] > 0)
-    themselves = sp.csr_array(
-        (np.ones(len(places), bool), places, np.arange(len(places) + 1)), (len(places), len(V))
-    )
+    themselves = (np.ones(len(places), bool), places, np.arange(len(places) + 1))
+    themselves = as_csr(sp.csr_array(themselves, (len(places), len(V))))
     n_threads = effective_n_threads(model.n_jobs)
     ranked, scores = rank(V[places], V, n, seen=themselves, n_threads=n_threads)
     nothing = ~V[places].any(axis=1)
