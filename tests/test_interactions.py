@@ -23,7 +23,7 @@ from pyarrow import parquet
 from scipy.sparse import csc_array, csr_array, csr_matrix, save_npz
 
 from wals import _fast_text, _text
-from wals._fast_text import _LIBRARIES as LIBRARIES
+from wals._fast_text import _READERS as READERS
 from wals.interactions import read_interactions
 from wals.model_selection import split_entries
 
@@ -682,7 +682,7 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
         blocks = _fast_text.read_blocks
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             patch.setattr(
-                _fast_text, "_LIBRARIES", {k: v for k, v in LIBRARIES.items() if k in installed}
+                _fast_text, "_READERS", {k: v for k, v in READERS.items() if k in installed}
             )
             patch.setattr(
                 _text,
@@ -724,9 +724,9 @@ def test_numbers_are_the_nearest_ones(tmp_path, monkeypatch):
 
 def test_the_fastest_library_that_is_installed(monkeypatch):
     for name in ("pyarrow", "polars", "pandas"):
-        assert _fast_text.fast_library() is LIBRARIES[name]
+        assert _fast_text.fast_reader() is _fast_text._READERS[name]
         monkeypatch.setitem(sys.modules, name, None)
-    assert _fast_text.fast_library() is None
+    assert _fast_text.fast_reader() is None
 
 
 def test_parquet_columns(tmp_path):
