@@ -663,6 +663,8 @@ UNUSUAL = {
     "decimal_point.csv": lines_of((USERS, ITEMS, [f"{x},5" for x in ITEMS]), ";") + "a.b;c;1,5\n",
     "bad_hex.csv": PLAIN + "u1,2,0x10\n",
     "bad_long.csv": PLAIN + f"{'x' * 140_000},2,1\n",
+    "bad_infinite_time.csv": lines_of((USERS, ITEMS, ITEMS, ["97830.5"] * len(USERS)))
+    + "a,b,1,inf\n",
     "bad_date.csv": "user,item,v,time\n" + lines_of((USERS, ITEMS, ITEMS, DAYS)) + "a,b,1,now\n",
 }
 
@@ -690,7 +692,8 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
                 lambda *args: finished.append(result := blocks(*args)) or result,
             )
             warnings.simplefilter("always")
-            options = {"time": "time"} if name == "bad_date.csv" else {}
+            options = {"bad_date.csv": {"time": "time"}, "bad_infinite_time.csv": {"time": 3}}
+            options = options.get(name, {})
             try:
                 result = read_interactions(tmp_path / name, **options)
             except ValueError as error:

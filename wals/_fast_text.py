@@ -77,7 +77,10 @@ def read_blocks(file, dialect, read):
                 raise Unusual
             lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
             part.append(lookup[numbers])
-        for part, column, largest in ((parts[2], values, LARGEST), (parts[3], times, np.inf)):
+        for part, column, largest in (
+            (parts[2], values, LARGEST),
+            (parts[3], times, np.finfo(float).max),
+        ):
             if column is None:
                 continue
             if column.dtype.kind == "f" and not (np.abs(column) <= largest).all():
