@@ -23,7 +23,7 @@ from pyarrow import parquet
 from scipy.sparse import csc_array, csr_array, csr_matrix, save_npz
 
 from wals import _fast_text, _text
-from wals._fast_text import _LIBRARIES as LIBRARIES
+from wals._fast_text import _READERS as READERS
 from wals.interactions import read_interactions
 from wals.model_selection import split_entries
 
@@ -663,6 +663,8 @@ UNUSUAL = {
     "decimal_point.csv": lines_of((USERS, ITEMS, [f"{x},5" for x in ITEMS]), ";") + "a.b;c;1,5\n",
     "bad_hex.csv": PLAIN + "u1,2,0x10\n",
     "bad_long.csv": PLAIN + f"{'x' * 140_000},2,1\n",
+    "bad_infinite_time.csv": lines_of((USERS, ITEMS, ITEMS, ["97830.5"] * len(USERS)))
+    + "a,b,1,inf\n",
     "bad_date.csv": "user,item,v,time\n" + lines_of((USERS, ITEMS, ITEMS, DAYS)) + "a,b,1,now\n",
 }
 
@@ -682,7 +684,7 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
         blocks = _fast_text.read_blocks
         with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
             patch.setattr(
-                _fast_text, "_LIBRARIES", {k: v for k, v in LIBRARIES.items() if k in installed}
+                _fast_text, "_READERS", {k: v for k, v in READERS.items() if k in installed}
             )
             patch.setattr(
                 _text,
@@ -690,7 +692,8 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
                 lambda *args: finished.append(result := blocks(*args)) or result,
             )
             warnings.simplefilter("always")
-            options = {"time": "time"} if name == "bad_date.csv" else {}
+            options = {"bad_date.csv": {"time": "time"}, "bad_infinite_time.csv": {"time": 3}}
+            options = options.get(name, {})
             try:
                 result = read_interactions(tmp_path / name, **options)
             except ValueError as error:
@@ -724,9 +727,9 @@ def test_numbers_are_the_nearest_ones(tmp_path, monkeypatch):
 
 def test_the_fastest_library_that_is_installed(monkeypatch):
     for name in ("pyarrow", "polars", "pandas"):
-        assert _fast_text.fast_library() is LIBRARIES[name]
+        assert _fast_text.fast_reader() is _fast_text._READERS[name]
         monkeypatch.setitem(sys.modules, name, None)
-    assert _fast_text.fast_library() is None
+    assert _fast_text.fast_reader() is None
 
 
 def test_parquet_columns(tmp_path):

@@ -7,12 +7,14 @@ standard library, which knows the rules: so the result never depends on what is 
 import csv
 import importlib.util
 import io
+from collections import defaultdict
+from itertools import count
 
 import numpy as np
 
 from wals._columns import LARGEST, dates
 
-__all__ = ["Unusual", "fast_library", "read_blocks"]
+__all__ = ["Unusual", "fast_reader", "read_blocks"]
 
 _LARGE = 1 << 21  # bytes from which on the import of another library pays
 _BLOCK = 1 << 25  # bytes that are held at a time
@@ -22,15 +24,15 @@ class Unusual(Exception):
     """A text that the standard library should read."""
 
 
-def fast_library():
-    """Return the library that is installed and fastest, or None."""
-    for name, library in _LIBRARIES.items():
+def fast_reader():
+    """Return the function that reads a block with what is installed, or None."""
+    for name, read in _READERS.items():
         if importlib.util.find_spec(name) is not None:
-            return library
+            return read
     return None
 
 
-def read_blocks(file, dialect, library):
+def read_blocks(file, dialect, read):
     """Read a text block by block.
 
     Parameters
@@ -39,8 +41,8 @@ def read_blocks(file, dialect, library):
         The text.
     dialect : Dialect
         What it is like.
-    library : class
-        What `fast_library` returned.
+    read : callable
+        What `fast_reader` returned.
 
     Returns
     -------
@@ -54,47 +56,40 @@ def read_blocks(file, dialect, library):
     """
     if dialect.encoding != "utf-8-sig" or len(dialect.delimiter) > 1:
         raise Unusual
-    # Of each block the codes and the keys of users and of items, the values and the times.
-    parts = [], [], [], [], [], []
-    limits = (None,) * 4 + (LARGEST, np.finfo(float).max)
+    codes = defaultdict(count().__next__), defaultdict(count().__next__)
+    parts = [], [], [], []
     for block in _blocks(file, dialect.skip):
         if block is None:
             return None
         _check(block, dialect)
         n_lines = block.count(b"\n") + (not block.endswith(b"\n"))
         try:
-            user, item, *numbers = library.read(block, dialect)
-            columns = *library.encode(user), *library.encode(item), *numbers
+            *ids, values, times = read(block, dialect)
         except Exception as error:  # whatever the library objects to
             raise Unusual from error
-        if columns[0].size != n_lines:
-            raise Unusual
-        for part, column, limit in zip(parts, columns, limits, strict=True):
+        for part, code, (numbers, keys) in zip(parts, codes, ids, strict=False):
+            longest = max(map(len, keys), default=0)
+            if (
+                numbers.size != n_lines
+                or longest > csv.field_size_limit()
+                or not all(map(str.strip, keys))
+            ):
+                raise Unusual
+            lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
+            part.append(lookup[numbers])
+        for part, column, largest in (
+            (parts[2], values, LARGEST),
+            (parts[3], times, np.finfo(float).max),
+        ):
             if column is None:
                 continue
-            # Written so that NaN fails, too.
-            if limit and column.dtype.kind == "f" and not (np.abs(column) <= limit).all():
+            if column.dtype.kind == "f" and not (np.abs(column) <= largest).all():
                 raise Unusual
             part.append(column)
     if not parts[0]:
         raise Unusual
-    rows, row_keys = _merged(library, *parts[:2])
-    cols, col_keys = _merged(library, *parts[2:4])
-    return rows, row_keys, cols, col_keys, *map(_joined, parts[4:])
-
-
-def _merged(library, codes, keys):
-    """Return the codes of all blocks, numbered together, and the list of the ids."""
-    sizes = [len(part) for part in keys]
-    lookup, keys = library.encode(library.concatenate(keys))
-    keys = library.to_list(keys)
-    longest = max(map(len, keys))
-    if longest > csv.field_size_limit() or not all(map(str.strip, keys)):
-        raise Unusual
-    lookup = lookup.astype(np.int32, copy=False)
-    lookups = np.split(lookup, np.cumsum(sizes)[:-1])
-    codes[:] = [of_block[part] for of_block, part in zip(lookups, codes, strict=True)]
-    return _joined(codes), keys
+    rows, cols, values, times = (_joined(part) for part in parts)
+    return rows, list(codes[0]), cols, list(codes[1]), values, times
 
 
 def _joined(part):
@@ -175,161 +170,107 @@ def _names(dialect):
     return names, [None if place is None else names[place] for place in places]
 
 
+def _with_pyarrow(block, dialect):
+    import pyarrow as pa
+    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
+
+    names, (user, item, value, time) = _names(dialect)
+    types = {user: pa.string(), item: pa.string(), value: pa.float64()}
+    types[time] = _time_type(dialect, pa.int64(), pa.float64(), pa.string())
+    types.pop(None, None)
+    table = read_csv(
+        pa.py_buffer(block),
+        read_options=ReadOptions(column_names=names),
+        parse_options=ParseOptions(
+            delimiter=dialect.delimiter, quote_char='"' if dialect.quoted else False
+        ),
+        convert_options=ConvertOptions(
+            column_types=types,
+            include_columns=list(types),
+            null_values=[],
+            strings_can_be_null=False,
+            decimal_point=dialect.decimal,
+        ),
+    )
+    for name in (user, item):
+        column = table.column(name).combine_chunks().dictionary_encode()
+        yield column.indices.to_numpy(), column.dictionary.to_numpy(zero_copy_only=False).tolist()
+    for name in (value, time):
+        column = None if name is None else table.column(name)
+        is_text = column is not None and pa.types.is_string(column.type)
+        if is_text:
+            yield dates(column.to_numpy(zero_copy_only=False).tolist())
+        else:
+            yield None if column is None else column.to_numpy()
+
+
+def _with_polars(block, dialect):
+    import polars as pl
+
+    _check_fields(block, dialect)
+    names, (user, item, value, time) = _names(dialect)
+    types = dict.fromkeys(names, pl.String) | {value: pl.Float64}
+    types[time] = _time_type(dialect, pl.Int64, pl.Float64, pl.String)
+    types.pop(None, None)
+    table = pl.read_csv(
+        block,
+        has_header=False,
+        separator=dialect.delimiter,
+        quote_char='"' if dialect.quoted else None,
+        columns=[name for name in (user, item, value, time) if name is not None],
+        schema=types,
+        decimal_comma=dialect.decimal == ",",
+    )
+    if any(table.null_count().row(0)):
+        raise Unusual
+    for name in (user, item):
+        keys = table[name].unique()
+        yield table[name].cast(pl.Enum(keys)).to_physical().to_numpy(), keys.to_list()
+    for name in (value, time):
+        column = None if name is None else table[name]
+        if column is not None and column.dtype == pl.String:
+            yield dates(column.to_list())
+        else:
+            yield None if column is None else column.to_numpy()
+
+
+def _with_pandas(block, dialect):
+    import pandas as pd
+
+    _check_fields(block, dialect)
+    names, (user, item, value, time) = _names(dialect)
+    types = {user: str, item: str, value: str}
+    types[time] = _time_type(dialect, "int64", str, str)
+    types.pop(None, None)
+    table = pd.read_csv(
+        io.BytesIO(block),
+        header=None,
+        names=names,
+        usecols=list(types),
+        dtype=types,
+        sep=dialect.delimiter,
+        quoting=csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE,
+        na_filter=False,
+        skip_blank_lines=False,
+    )
+    for name in (user, item):
+        codes, keys = pd.factorize(table[name])
+        yield codes, list(keys)
+    # The numbers that pandas itself reads are not the nearest ones in all of its releases.
+    for name, mark in ((value, dialect.decimal), (time, ".")):
+        if name is None:
+            yield None
+        elif types[name] is not str:
+            yield table[name].to_numpy()
+        elif name == time and dialect.time_type == "date":
+            yield dates(table[name].tolist())
+        else:
+            codes, keys = pd.factorize(table[name])
+            yield np.array([float(key.replace(mark, ".")) for key in keys])[codes]
+
+
+_READERS = {"pyarrow": _with_pyarrow, "polars": _with_polars, "pandas": _with_pandas}
+
+
 def _time_type(dialect, integer, real, text):
     return {"integer": integer, "number": real, "date": text}[dialect.time_type]
-
-
-class _PyArrow:
-    """Cut a block, and number ids, by pyarrow; the others do the same by theirs."""
-
-    @staticmethod
-    def read(block, dialect):
-        """Yield the columns of users and items as the library has them, values and times."""
-        import pyarrow as pa
-        from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
-
-        names, (user, item, value, time) = _names(dialect)
-        types = {user: pa.string(), item: pa.string(), value: pa.float64()}
-        types[time] = _time_type(dialect, pa.int64(), pa.float64(), pa.string())
-        types.pop(None, None)
-        table = read_csv(
-            pa.py_buffer(block),
-            read_options=ReadOptions(column_names=names),
-            parse_options=ParseOptions(
-                delimiter=dialect.delimiter, quote_char='"' if dialect.quoted else False
-            ),
-            convert_options=ConvertOptions(
-                column_types=types,
-                include_columns=list(types),
-                null_values=[],
-                strings_can_be_null=False,
-                decimal_point=dialect.decimal,
-            ),
-        )
-        for name in (user, item, value, time):
-            column = None if name is None else table.column(name)
-            if name in (user, item):
-                yield column.combine_chunks()
-            elif name is not None and types[name] == pa.string():
-                yield dates(_PyArrow.to_list(column))
-            else:
-                yield None if name is None else column.to_numpy()
-
-    @staticmethod
-    def encode(column):
-        """Return codes from 0, and what each stands for."""
-        encoded = column.dictionary_encode()
-        return encoded.indices.to_numpy(), encoded.dictionary
-
-    @staticmethod
-    def concatenate(columns):
-        import pyarrow as pa
-
-        # 64-bit offsets: together the ids may be longer than those of 32 bits can tell.
-        return pa.concat_arrays([column.cast(pa.large_string()) for column in columns])
-
-    @staticmethod
-    def to_list(column):
-        return column.to_numpy(zero_copy_only=False).tolist()
-
-
-class _Polars:
-    @staticmethod
-    def read(block, dialect):
-        import polars as pl
-
-        _check_fields(block, dialect)
-        names, (user, item, value, time) = _names(dialect)
-        types = dict.fromkeys(names, pl.String) | {value: pl.Float64}
-        types[time] = _time_type(dialect, pl.Int64, pl.Float64, pl.String)
-        types.pop(None, None)
-        table = pl.read_csv(
-            block,
-            has_header=False,
-            separator=dialect.delimiter,
-            quote_char='"' if dialect.quoted else None,
-            columns=[name for name in (user, item, value, time) if name is not None],
-            schema=types,
-            decimal_comma=dialect.decimal == ",",
-        )
-        if any(table.null_count().row(0)):
-            raise Unusual
-        for name in (user, item, value, time):
-            if name in (user, item):
-                yield table[name]
-            elif name is not None and types[name] == pl.String:
-                yield dates(table[name].to_list())
-            else:
-                yield None if name is None else table[name].to_numpy()
-
-    @staticmethod
-    def encode(column):
-        import polars as pl
-
-        keys = column.unique()
-        return column.cast(pl.Enum(keys)).to_physical().to_numpy(), keys
-
-    @staticmethod
-    def concatenate(columns):
-        import polars as pl
-
-        return pl.concat(columns)
-
-    @staticmethod
-    def to_list(column):
-        return column.to_list()
-
-
-class _Pandas:
-    @staticmethod
-    def read(block, dialect):
-        import pandas as pd
-
-        _check_fields(block, dialect)
-        names, (user, item, value, time) = _names(dialect)
-        types = {user: str, item: str, value: str}
-        types[time] = _time_type(dialect, "int64", str, str)
-        types.pop(None, None)
-        table = pd.read_csv(
-            io.BytesIO(block),
-            header=None,
-            names=names,
-            usecols=list(types),
-            dtype=types,
-            sep=dialect.delimiter,
-            quoting=csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE,
-            na_filter=False,
-            skip_blank_lines=False,
-        )
-        for name in (user, item, value, time):
-            if name in (user, item):
-                yield table[name]
-            elif name is None or types[name] is not str:
-                yield None if name is None else table[name].to_numpy()
-            elif name == time and dialect.time_type == "date":
-                yield dates(table[name].tolist())
-            else:
-                # The numbers that pandas reads are not the nearest ones in all of its releases.
-                mark = dialect.decimal if name == value else "."
-                codes, keys = pd.factorize(table[name])
-                yield np.array([float(key.replace(mark, ".")) for key in keys])[codes]
-
-    @staticmethod
-    def encode(column):
-        import pandas as pd
-
-        codes, keys = pd.factorize(column)
-        return codes.astype(np.int32), pd.Series(keys)
-
-    @staticmethod
-    def concatenate(columns):
-        import pandas as pd
-
-        return pd.concat(columns)
-
-    @staticmethod
-    def to_list(column):
-        return column.tolist()
-
-
-_LIBRARIES = {"pyarrow": _PyArrow, "polars": _Polars, "pandas": _Pandas}

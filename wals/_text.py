@@ -12,7 +12,7 @@ from itertools import count, islice
 import numpy as np
 
 from wals._columns import LARGEST, N_SAMPLED, NUMBER, choose_columns, dates, is_known, normalise
-from wals._fast_text import Unusual, fast_library, read_blocks
+from wals._fast_text import Unusual, fast_reader, read_blocks
 
 __all__ = ["Table", "read_text"]
 
@@ -82,10 +82,10 @@ def read_text(path, suffix, options, *, last):
     """
     with _open(path) as file:
         dialect = _sniff(file, suffix, options, last)
-    if (library := fast_library()) is not None:
+    if (reader := fast_reader()) is not None:
         try:
             with _open(path) as file:
-                columns = read_blocks(file, dialect, library)
+                columns = read_blocks(file, dialect, reader)
             if columns is not None:
                 return _table(*columns, dialect.notes)
         except Unusual:
