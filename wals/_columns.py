@@ -60,12 +60,15 @@ _KNOWN = {
 _INDEX_NAME = re.compile(r"|unnamed:\d+|index|level\d|rownames?|indexlevel\d+")
 _PARQUET_INDEX_NAME = re.compile(r"indexlevel\d+")
 
+_MOST = 3  # columns beside user, item and time of which the first may be guessed to be the value
 N_SAMPLED = 200  # rows that the choice is made from
 LARGEST = float(np.finfo(np.float32).max)  # value that is read
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+_VALUE = re.compile(rf"{NUMBER.pattern}|true|false")  # as Parquet has it
 _DATE = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?)?( ?(Z|UTC|[+-]\d\d(:?\d\d)?))?"
 )
+_COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FIRST_YEAR, _LAST_YEAR = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds since 1970
 _SAY = "say user= and item="
 
@@ -83,7 +86,8 @@ def is_known(name, *roles):
 
 def is_time(fields):
     """Tell whether all fields are dates or seconds (milli-, micro-, nanoseconds) since 1970."""
-    return bool(fields) and (all(map(_DATE.fullmatch, fields)) or all(map(_is_epoch, fields)))
+    forms = _DATE.fullmatch, _COMPACT_DATE.fullmatch, _is_epoch
+    return bool(fields) and any(all(map(form, fields)) for form in forms)
 
 
 def dates(texts):
@@ -197,6 +201,9 @@ def choose_columns(names, samples, given, *, values=True):
         raise ValueError(f"which column is the {lacking[0]} is not clear: say {lacking[0]}=, too")
     if lacking and width > 2:
         _refuse_count(samples[free[0]], label(free[0]), width)
+        for place in free[: len(lacking)]:
+            if is_time(samples[place]):
+                raise ValueError(f"column {label(place)} may be the time: {_SAY}")
     for role, place in zip(lacking, free, strict=False):
         chosen[role] = place
 
@@ -213,7 +220,11 @@ def choose_columns(names, samples, given, *, values=True):
                 )
     if values and chosen["value"] is None:
         free = rest()
-        if not by_name and spot in free:
+        if lacking and len(free) > _MOST:
+            raise ValueError(f"what the {width} columns are is not clear: {_SAY}, and value=")
+        # Words in all lines are no values.
+        may_be = spot in free and (not samples[spot] or any(map(_VALUE.fullmatch, samples[spot])))
+        if not by_name and may_be:
             chosen["value"] = spot
         elif free:
             may = f"column {label(free[0])} may be the value or not"

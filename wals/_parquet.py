@@ -118,6 +118,9 @@ def _ids(column, role, name):
         raise ValueError(f"row {row}: the {role} is missing")
     encoded = column.dictionary_encode().combine_chunks()
     keys = encoded.dictionary
+    if is_text and (blank := [at for at, key in enumerate(keys.to_pylist()) if not key.strip()]):
+        row = np.isin(encoded.indices.to_numpy(), blank).argmax() + 1
+        raise ValueError(f"row {row}: the {role} is missing")
     codes = encoded.indices.to_numpy().astype(np.int32, copy=False)
     return codes, keys.to_pylist() if is_text else keys.to_numpy()
 

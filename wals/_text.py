@@ -3,7 +3,9 @@
 import csv
 import gzip
 import io
+import os
 import re
+import stat
 from codecs import getincrementaldecoder
 from collections import defaultdict
 from dataclasses import dataclass
@@ -99,6 +101,8 @@ def read_text(path, suffix, options, *, last):
 
 
 def _open(path):
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise ValueError("is a pipe, and a text is read twice: write it to a file")
     return (gzip.open if path.lower().endswith(".gz") else open)(path, "rb")
 
 
@@ -313,6 +317,8 @@ def _is_header(first, rest, given):
         asked = " and ".join(map(repr, asked))
         raise ValueError(f"the first line, {_clip(', '.join(first))}, does not name {asked}")
     columns = [[record[place].strip() for record in rest] for place in range(len(first))]
+    if {"user", "item"} <= {role for role in ("user", "item") for x in first if is_known(x, role)}:
+        return True
     if not first[0].strip() and rest and all(columns[0]):
         return not any(map(_is_number, first))  # an index
     for place, (name, fields) in enumerate(zip(first, columns, strict=True)):
@@ -323,7 +329,7 @@ def _is_header(first, rest, given):
         if is_known(name, "user", "item") and not any(is_known(f, "user", "item") for f in fields):
             return True
         looks_like_a_name = re.match(r"[^\W\d]", name.strip("\"'# ")) and not re.search(
-            r"\d{3}", name
+            r"\d{3}|^(nan?|inf(inity)?|null|none|true|false)$", name.strip(), re.IGNORECASE
         )
         if looks_like_a_name and fields and all(map(_PLAIN.fullmatch, fields)):
             return True
