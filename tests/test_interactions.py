@@ -150,6 +150,8 @@ def test_values_can_be_ignored(tmp_path):
         ("a.csv", b"1,2\n3,\xe9\n", "line 2: is not UTF-8 text"),
         ("a.csv", b"1,2\n\x00\x01", "is a binary file, not text"),
         ("a.csv", b"1,2\n" + b"x" * 200_000 + b",1\n", "line 2: field larger than field limit"),
+        ("a.csv", "1,2,3\n".encode("utf-32"), "is neither UTF-8 nor UTF-16 text"),
+        ("a.csv", b"1;2;1.000,5\n2;3;2,5\n", "line 1: value '1.000,5' is not a number$"),
         ("a.csv.gz", b"1,2\n", "Not a gzipped file"),
         ("a.csv.gz", gzip.compress(b"1,2\n" * 9)[:-9], "is damaged or cut short"),
         ("a.csv.gz", gzip.compress(b"1,2\n" * 9)[:10] + b"\xff" * 9, "is damaged or cut short"),
@@ -343,6 +345,8 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         # Decimal commas.
         ("a.csv", "1;10;0,500\n2;11;4,000\n", "1 10 0.5; 2 11 4"),
         ("a.csv", "1;10;3\n2;11;4,0\n3;4;1.5\n", "line 2: value '4,0' is not a number; if it has"),
+        ("a.csv", "1;10;1,5e-05\n2;11;4,0\n", "1 10 1.5e-05; 2 11 4"),
+        ("a.csv", "1;10;1,500e1\n", "1 10 15"),
         # Ends.
         ("a.csv", "1,2,3\n   \n\n", "1 2 3"),
         ("a.csv", "u,i,v\n1,2,3\n,,\n", "1 2 3"),
@@ -374,6 +378,7 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", ",".join("012345") + "\n", "what the 6 columns are is not clear: say user="),
         ("a.csv", "1,2,3\n\ufeff4,5,6\n", "an id starts with what is a byte order mark: were"),
         ("a.csv", "1,2,1433221332,5\n", "column 3 may be the value or not: say value=3 or values="),
+        ("a.csv", "user,user,item\n1,2,3\n", "0, 1 may both be the user: say user=0 or user=1"),
         ("a.csv", "user,item,rating,score\n1,2,3,4\n", "'rating', 'score' may both be the value"),
     ],
 )

@@ -146,10 +146,14 @@ def choose_columns(names, samples, given, *, values=True):
         if chosen[role] is not None and chosen[role] == chosen[other]:
             raise ValueError(f"{role}= and {other}= are the same column")
     known = [_KNOWN.get(normalise(name), (None, 0)) for name in names or [""] * width]
+    forms = [normalise(name) for name in names or []]
     notes = []
 
     def label(place):
-        return repr(names[place].strip()) if names else str(place)
+        # What can be said for a column: a name that several have tells none.
+        return (
+            repr(names[place].strip()) if names and forms.count(forms[place]) == 1 else str(place)
+        )
 
     def rest(*, unknown=True):
         """Return the columns that have no role yet, and no name of one."""
@@ -161,7 +165,6 @@ def choose_columns(names, samples, given, *, values=True):
             and not (unknown and known[place][0])
         ]
 
-    forms = [normalise(name) for name in names or []]
     index = set(range(len(list(takewhile(_INDEX_NAME.fullmatch, forms)))))
     index |= {place for place, form in enumerate(forms) if _PARQUET_INDEX_NAME.fullmatch(form)}
     index -= set(chosen.values())

@@ -145,6 +145,8 @@ def _sniff(file, suffix, options, last):
     text = io.IncrementalNewlineDecoder(None, translate=True).decode(
         getincrementaldecoder(encoding)(errors="replace").decode(head)
     )
+    if "\0" in text:
+        raise ValueError("is neither UTF-8 nor UTF-16 text")
     lines = text.split("\n")
     if len(lines) > 1 and (file.read(1) or not lines[-1].strip()):
         lines.pop()
@@ -350,10 +352,10 @@ def _find_decimal(fields, delimiter):
     commas = [field for field in fields if "," in field]
     if delimiter == "," or not commas or any("." in field for field in fields):
         return "."
-    found = [re.fullmatch(r"[+-]?(\d*),(\d+)", field) for field in commas]
+    found = [re.fullmatch(r"[+-]?(\d*),(\d+)([eE][+-]?\d+)?", field) for field in commas]
     if not all(found):
         return "."
-    if all(len(match[2]) == 3 and match[1].strip("0") for match in found):
+    if all(len(x[2]) == 3 and x[1].strip("0") and not x[3] for x in found):
         raise ValueError(
             f"the values may have thousands or decimals after the comma, as in {commas[0]!r}: say "
             "decimal=',' or decimal='.'"
@@ -516,7 +518,7 @@ def _explain(numbers, records, dialect):
             value = _numbers([record[place]], dialect.decimal)[0]
         except ValueError:
             said = f"line {line}: value {record[place]!r} is not a number"
-            if re.fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", record[place]) and dialect.decimal == ".":
+            if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", record[place]) and dialect.decimal == ".":
                 said += "; if it has a decimal comma, say decimal=','"
             raise ValueError(said) from None
         if not -LARGEST <= value <= LARGEST:
