@@ -3,6 +3,7 @@
 import copy
 import gzip
 import inspect
+import os
 import pickle
 import re
 import sys
@@ -151,6 +152,8 @@ def test_values_can_be_ignored(tmp_path):
         ("a.csv", b"1,2\n3,\xe9\n", "line 2: is not UTF-8 text"),
         ("a.csv", b"1,2\n\x00\x01", "is a binary file, not text"),
         ("a.csv", b"1,2\n" + b"x" * 200_000 + b",1\n", "line 2: field larger than field limit"),
+        ("a.csv", "1,2,3\n".encode("utf-32"), "is neither UTF-8 nor UTF-16 text"),
+        ("a.csv", b"1;2;1.000,5\n2;3;2,5\n", "line 1: value '1.000,5' is not a number$"),
         ("a.csv.gz", b"1,2\n", "Not a gzipped file"),
         ("a.csv.gz", gzip.compress(b"1,2\n" * 9)[:-9], "is damaged or cut short"),
         ("a.csv.gz", gzip.compress(b"1,2\n" * 9)[:10] + b"\xff" * 9, "is damaged or cut short"),
@@ -254,9 +257,11 @@ def test_parquet(tmp_path, convert):
     for columns, message in (
         ({"u": [1.5], "i": [2]}, "column 'u' holds double, neither integers nor strings"),
         ({"u": [1, 2], "i": ["a", None]}, "row 2: the item is missing"),
+        ({"u": ["a", " "], "i": [1, 2]}, "row 2: the user is missing"),
         ({"u": [1, 2], "i": [1, 2], "v": [1.0, None]}, "row 2: value nan is not a finite float32"),
         ({"u": [1], "i": [1], "v": [1e99]}, r"row 1: value 1e\+99 is not a finite float32"),
-        ({"u": [1], "i": [1], "v": ["x"]}, "x"),
+        ({"u": [1], "i": [1], "v": ["x"]}, "column 'v' may be the value or not: say value='v'"),
+        ({"u": [1, 2], "i": [1, 2], "v": ["1", "x"]}, "'x'"),
         ({"u": [1]}, "number of columns is 1, not at least 2"),
         ({"u": [], "i": []}, "is empty"),
     ):
@@ -317,7 +322,9 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", "customer_id,member,sku\n3,8,x\n", "3 x 1"),
         ("a.csv", '"User-ID";"ISBN";"Book-Rating"\n"27";"034X";"5"\n', "27 034X 5"),
         ("a.csv", "user_id,item_id,rating,\n1,2,3,\n", "1 2 3"),
+        ("a.csv", "user,item,2019\nann,x,4\n", "column '2019' may be the value or not: say"),
         # A word of the data is no name.
+        ("a.csv", "a,b,NaN\nc,d,2\n", "line 1: value 'NaN' is not a finite float32"),
         ("a.csv", "ann,song\nbob,tree\ncy,book\n", "ann song 1; bob tree 1; cy book 1"),
         ("a.csv", "A123,x\n17,y\n", "17 y 1; A123 x 1"),
         ("a.csv", "847D5,1\n84759,2\n", "84759 2 1; 847D5 1 1"),
@@ -331,7 +338,8 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.data", "1\t2\t3\t881250949\n", "1 2 3"),
         ("a.txt", "u1   i1 3\n u2\ti2  4 \n", "u1 i1 3; u2 i2 4"),
         ("a.txt", "New York City,Big Pie,3\nRome Town,Hot Dog,4\n", None),
-        ("a.csv", "1,10,a|b\n2,11,c|d\n", "line 1: value 'a|b' is not a number"),
+        ("a.csv", "1,10,a|b\n2,11,c|d\n", "column 2 may be the value or not: say value=2"),
+        ("a.tsv", "1\tf1b1\tAbba\t3\n2\tf1b2\tBlur\t1\n", "column 2 may be the value or not: say"),
         ("a.csv", "d-1,a;b;c;d\nd-2,a;b;c;d\n", "both ';' and ',' may separate"),
         ("a.csv", "u1 3,5\nu2 4,0\n", "both ',' and blanks may separate"),
         ("a.csv", "1~2\n", "none of tab, '::', ';', '|', ',', blanks cuts '1~2'"),
@@ -341,6 +349,8 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         # Decimal commas.
         ("a.csv", "1;10;0,500\n2;11;4,000\n", "1 10 0.5; 2 11 4"),
         ("a.csv", "1;10;3\n2;11;4,0\n3;4;1.5\n", "line 2: value '4,0' is not a number; if it has"),
+        ("a.csv", "1;10;1,5e-05\n2;11;4,0\n", "1 10 1.5e-05; 2 11 4"),
+        ("a.csv", "1;10;1,500e1\n", "1 10 15"),
         # Ends.
         ("a.csv", "1,2,3\n   \n\n", "1 2 3"),
         ("a.csv", "u,i,v\n1,2,3\n,,\n", "1 2 3"),
@@ -349,7 +359,7 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         # Quotes.
         ("a.csv", 'a,"x\ny"\n', "line 1: a quote is left open"),
         ("a.csv", 'a,b\nc,"x\ny"\n', "line 2: a quote is left open (or a line ends within quotes)"),
-        ("a.csv", '1,2,x\n1,"y,3\n', "line 1: value 'x' is not a number"),
+        ("a.csv", '1,2,x\n1,"y,3\n', "column 2 may be the value or not: say value=2 or values="),
         ("a.csv", 'a,b\na,"x"y\n', "line 2: there is text after a closing quote"),
         ("a.csv", 'a,b"c\n', 'a b"c 1'),
         # Indices.
@@ -369,8 +379,12 @@ def test_table_of_the_docstring(tmp_path, suffix, text, becomes):
         ("a.csv", ",x,y\nq,1,2\nr,1,3\n", "'' may be an index of the rows: say user= and item="),
         # What cannot be told.
         ("a.csv", "user_id,rating\n1,2\n", "no column is known to be the item among 'user_id', "),
+        ("a.tsv", "0\t2010-10-19T23:55:27Z\t30.2\t22\n", "column 1 may be the time: say user="),
+        ("a.csv", "1,1433221332,5\n2,1433221399,7\n", "column 1 may be the time: say user="),
+        ("a.csv", ",".join("012345") + "\n", "what the 6 columns are is not clear: say user="),
+        ("a.csv", "1,2,3\n\ufeff4,5,6\n", "an id starts with what is a byte order mark: were"),
         ("a.csv", "1,2,1433221332,5\n", "column 3 may be the value or not: say value=3 or values="),
-        ("a.csv", "user,user,item\n1,2,3\n", "'user', 'user' may both be the user: say user="),
+        ("a.csv", "user,user,item\n1,2,3\n", "0, 1 may both be the user: say user=0 or user=1"),
         ("a.csv", "user,item,rating,score\n1,2,3,4\n", "'rating', 'score' may both be the value"),
     ],
 )
@@ -386,6 +400,24 @@ def test_guesses_are_right_or_refused(tmp_path, name, text, expected):
             read_interactions(tmp_path / name)
     else:
         assert written(read_interactions(tmp_path / name)) == expected
+
+
+def test_days_without_dashes_are_times(tmp_path):
+    (tmp_path / "a.csv").write_text("1,2,20200131\n1,3,20191231\n")
+    with pytest.warns(UserWarning, match="column 2 is taken for the time; if it is the value, say"):
+        result = read_interactions(tmp_path / "a.csv")
+    assert written(result) == "1 2 1; 1 3 1"
+    assert result.times.tolist() == [20200131, 20191231]
+    # The same digits in other columns, or no days, are numbers.
+    (tmp_path / "a.csv").write_text("1,2,20200131\n1,3,20201331\n")
+    assert written(read_interactions(tmp_path / "a.csv")) == "1 2 2.02001e+07; 1 3 2.02013e+07"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(ValueError, match="is a pipe, and a text is read twice"):
+        read_interactions(tmp_path / "a.csv")
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,16 @@ _KNOWN = {
 _INDEX_NAME = re.compile(r"|unnamed:\d+|index|level\d|rownames?|indexlevel\d+")
 _PARQUET_INDEX_NAME = re.compile(r"indexlevel\d+")
 
+_MOST = 3  # columns beside user, item and time of which the first may be guessed to be the value
 N_SAMPLED = 200  # rows that the choice is made from
 LARGEST = float(np.finfo(np.float32).max)  # value that is read
 NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+# What is meant for a number, if not written as one: "1.000,5". Bools are as Parquet has them.
+_VALUE = re.compile(rf"{NUMBER.pattern}|[+-]?\d[\d.,]*|true|false")
 _DATE = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?)?( ?(Z|UTC|[+-]\d\d(:?\d\d)?))?"
 )
+_COMPACT_DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 _FIRST_YEAR, _LAST_YEAR = 631_152_000, 4_102_444_800  # 1990 and 2100, in seconds since 1970
 _SAY = "say user= and item="
 
@@ -83,7 +87,8 @@ def is_known(name, *roles):
 
 def is_time(fields):
     """Tell whether all fields are dates or seconds (milli-, micro-, nanoseconds) since 1970."""
-    return bool(fields) and (all(map(_DATE.fullmatch, fields)) or all(map(_is_epoch, fields)))
+    forms = _DATE.fullmatch, _COMPACT_DATE.fullmatch, _is_epoch
+    return bool(fields) and any(all(map(form, fields)) for form in forms)
 
 
 def dates(texts):
@@ -142,10 +147,14 @@ def choose_columns(names, samples, given, *, values=True):
         if chosen[role] is not None and chosen[role] == chosen[other]:
             raise ValueError(f"{role}= and {other}= are the same column")
     known = [_KNOWN.get(normalise(name), (None, 0)) for name in names or [""] * width]
+    forms = [normalise(name) for name in names or []]
     notes = []
 
     def label(place):
-        return repr(names[place].strip()) if names else str(place)
+        # What can be said for a column: a name that several have tells none.
+        return (
+            repr(names[place].strip()) if names and forms.count(forms[place]) == 1 else str(place)
+        )
 
     def rest(*, unknown=True):
         """Return the columns that have no role yet, and no name of one."""
@@ -157,7 +166,6 @@ def choose_columns(names, samples, given, *, values=True):
             and not (unknown and known[place][0])
         ]
 
-    forms = [normalise(name) for name in names or []]
     index = set(range(len(list(takewhile(_INDEX_NAME.fullmatch, forms)))))
     index |= {place for place, form in enumerate(forms) if _PARQUET_INDEX_NAME.fullmatch(form)}
     index -= set(chosen.values())
@@ -197,6 +205,9 @@ def choose_columns(names, samples, given, *, values=True):
         raise ValueError(f"which column is the {lacking[0]} is not clear: say {lacking[0]}=, too")
     if lacking and width > 2:
         _refuse_count(samples[free[0]], label(free[0]), width)
+        for place in free[: len(lacking)]:
+            if is_time(samples[place]):
+                raise ValueError(f"column {label(place)} may be the time: {_SAY}")
     for role, place in zip(lacking, free, strict=False):
         chosen[role] = place
 
@@ -213,7 +224,11 @@ def choose_columns(names, samples, given, *, values=True):
                 )
     if values and chosen["value"] is None:
         free = rest()
-        if not by_name and spot in free:
+        if lacking and len(free) > _MOST:
+            raise ValueError(f"what the {width} columns are is not clear: {_SAY}, and value=")
+        # Words in all lines are no values.
+        may_be = spot in free and (not samples[spot] or any(map(_VALUE.fullmatch, samples[spot])))
+        if not by_name and may_be:
             chosen["value"] = spot
         elif free:
             may = f"column {label(free[0])} may be the value or not"

@@ -117,9 +117,13 @@ def _ids(column, role, name):
         row = column.is_null().to_numpy().argmax() + 1
         raise ValueError(f"row {row}: the {role} is missing")
     encoded = column.dictionary_encode().combine_chunks()
-    keys = encoded.dictionary
     codes = encoded.indices.to_numpy().astype(np.int32, copy=False)
-    return codes, keys.to_pylist() if is_text else keys.to_numpy()
+    if not is_text:
+        return codes, encoded.dictionary.to_numpy()
+    keys = encoded.dictionary.to_pylist()
+    if blank := [code for code, key in enumerate(keys) if not key.strip()]:
+        raise ValueError(f"row {np.isin(codes, blank).argmax() + 1}: the {role} is missing")
+    return codes, keys
 
 
 def _times(column):

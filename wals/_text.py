@@ -3,7 +3,9 @@
 import csv
 import gzip
 import io
+import os
 import re
+import stat
 from codecs import getincrementaldecoder
 from collections import defaultdict
 from dataclasses import dataclass
@@ -99,6 +101,8 @@ def read_text(path, suffix, options, *, last):
 
 
 def _open(path):
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise ValueError("is a pipe, and a text is read twice: write it to a file")
     return (gzip.open if path.lower().endswith(".gz") else open)(path, "rb")
 
 
@@ -190,6 +194,8 @@ def _first_lines(file):
     if encoding == "utf-8-sig" and b"\0" in head:
         raise ValueError("is a binary file, not text (UTF-16 is read if it begins with its mark)")
     text = getincrementaldecoder(encoding)(errors="replace").decode(head)
+    if "\0" in text:
+        raise ValueError("is neither UTF-8 nor UTF-16 text")
     lines = io.IncrementalNewlineDecoder(None, translate=True).decode(text).split("\n")
     # The last line may have been cut.
     if len(lines) > 1 and (file.read(1) or not lines[-1].strip()):
@@ -329,6 +335,8 @@ def _is_header(first, rest, given):
         asked = " and ".join(map(repr, asked))
         raise ValueError(f"the first line, {_clip(', '.join(first))}, does not name {asked}")
     columns = [[record[place].strip() for record in rest] for place in range(len(first))]
+    if {"user", "item"} <= {role for role in ("user", "item") for x in first if is_known(x, role)}:
+        return True
     if not first[0].strip() and rest and all(columns[0]):
         return not any(map(_is_number, first))  # an index
     for place, (name, fields) in enumerate(zip(first, columns, strict=True)):
@@ -339,7 +347,7 @@ def _is_header(first, rest, given):
         if is_known(name, "user", "item") and not any(is_known(f, "user", "item") for f in fields):
             return True
         looks_like_a_name = re.match(r"[^\W\d]", name.strip("\"'# ")) and not re.search(
-            r"\d{3}", name
+            r"\d{3}|^(nan?|inf(inity)?|null|none|true|false)$", name.strip(), re.IGNORECASE
         )
         if looks_like_a_name and fields and all(map(_PLAIN.fullmatch, fields)):
             return True
@@ -360,10 +368,10 @@ def _find_decimal(fields, delimiter):
     commas = [field for field in fields if "," in field]
     if delimiter == "," or not commas or any("." in field for field in fields):
         return "."
-    found = [re.fullmatch(r"[+-]?(\d*),(\d+)", field) for field in commas]
+    found = [re.fullmatch(r"[+-]?(\d*),(\d+)([eE][+-]?\d+)?", field) for field in commas]
     if not all(found):
         return "."
-    if all(len(match[2]) == 3 and match[1].strip("0") for match in found):
+    if all(len(x[2]) == 3 and x[1].strip("0") and not x[3] for x in found):
         raise ValueError(
             f"the values may have thousands or decimals after the comma, as in {commas[0]!r}: say "
             "decimal=',' or decimal='.'"
@@ -526,7 +534,7 @@ def _explain(numbers, records, dialect):
             value = _numbers([record[place]], dialect.decimal)[0]
         except ValueError:
             said = f"line {line}: value {record[place]!r} is not a number"
-            if re.fullmatch(r"\s*[+-]?[\d.]*,\d+\s*", record[place]) and dialect.decimal == ".":
+            if re.fullmatch(r"\s*[+-]?\d*,\d+\s*", record[place]) and dialect.decimal == ".":
                 said += "; if it has a decimal comma, say decimal=','"
             raise ValueError(said) from None
         if not -LARGEST <= value <= LARGEST:

@@ -91,12 +91,13 @@ def read_interactions(
     header : bool, default=None
         Whether the first line of a text names the fields. None: it does if it has a usual name of
         a user or an item, such as ``user_id`` or ``sku``, or a name above a column of numbers;
-        never if one of its fields is a number.
+        never if one of its fields is a number, unless others name a user and an item.
     values : bool, default=True
         False ignores the value: every interaction counts 1.
     user, item, value, time : str or int, default=None
         Which column is what, by name or by position from 0. None: usual names decide, else the
-        first two columns are user and item, and the third is the value.
+        first two columns are user and item, and the third is the value, unless they count the
+        lines, hold times or words, or there are many columns.
     delimiter : str, default=None
         What separates the fields of a text; ``" "`` stands for any blanks. None: whatever cuts the
         first lines into the same number of fields, of tab, ``::``, ``;``, ``|`` and comma; in .txt,
@@ -148,6 +149,9 @@ def read_interactions(
     .inter  ``user_id:token\titem_id:token\n1\t2``          ``1 2 1``
     .csv    ``user_id,item_id,timestamp\n1,10,1433221332``  ``1 10 1``
     .csv    ``1,10,1433221332\n2,10,1433221332``            ``1 10 1; 2 10 1`` (noted: time)
+    .csv    ``1,10,20240131\n2,10,20240229``                ``1 10 1; 2 10 1`` (noted: time)
+    .tsv    ``u1\t2024-01-31\t3``                           refused: user= and item=
+    .csv    ``1,10,buy,3\n2,11,view,1``                     refused: value=2
     .csv    ``user_id,item_id,category\n1,10,7``            refused: value='category'
     .csv    ``customer,member,item\n1,2,3``                 refused: user='customer'
     .csv    ``,user_id,item_id,score\n0,7,103,4``           ``7 103 4`` (noted: index)
@@ -303,6 +307,10 @@ def _sorted_ids(keys):
     if isinstance(keys, list):
         if any("\0" in key for key in keys):
             raise ValueError("an id holds a NUL: this is no text")
+        if any(key.startswith("\ufeff") for key in keys):
+            raise ValueError(
+                "an id starts with what is a byte order mark: were several texts joined?"
+            )
         keys = _strings(keys)
     order = np.argsort(keys, kind="stable")
     places = np.empty(order.size, dtype=np.int32)
