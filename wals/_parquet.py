@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from wals._columns import LARGEST, N_SAMPLED, choose_columns, dates
+from wals._encoding import encode_arrow
 from wals._text import Table
 
 __all__ = ["read_parquet"]
@@ -116,9 +117,7 @@ def _ids(column, role, name):
     if column.null_count:
         row = column.is_null().to_numpy().argmax() + 1
         raise ValueError(f"row {row}: the {role} is missing")
-    encoded = column.dictionary_encode().combine_chunks()
-    keys = encoded.dictionary
-    codes = encoded.indices.to_numpy().astype(np.int32, copy=False)
+    codes, keys = encode_arrow(column)
     return codes, keys.to_pylist() if is_text else keys.to_numpy()
 
 
