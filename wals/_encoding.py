@@ -39,7 +39,7 @@ def encode(column, name):
         row = np.flatnonzero((codes < 0) | np.isin(codes, bad))[0]
         key = None if codes[row] < 0 else keys[codes[row]]
         found = "NaN" if isinstance(key, float | np.floating) and key != key else key or "null"
-        raise ValueError(f"{name} holds {found} in row {row} (counted from 0), which is no id.")
+        raise ValueError(f"{name} holds {found} in row {row} (counted from 0).")
     ids, places = sort_ids(keys)
     return ids, places[codes]
 
@@ -134,9 +134,39 @@ def gather(values, coords, times, shape, aggregate):
     return X, None if times is None else times[order][ends]
 
 
+def factorize(texts, library):
+    """Return the number of each string, or category, by the means of their library.
+
+    Parameters
+    ----------
+    texts : Series of pandas or Polars, Array or ChunkedArray of Arrow
+        Without nulls.
+    library : {"pandas", "polars", "pyarrow"}
+
+    Returns
+    -------
+    codes : ndarray of shape (n,), int32
+    keys : list of str, or of what the categories are
+        Each once, in any order.
+    """
+    if library == "pandas":
+        codes, keys = texts.factorize()
+        return codes.astype(np.int32), keys.tolist()
+    if library == "pyarrow":
+        codes, keys = encode_arrow(texts)
+        return codes, keys.to_pylist()
+    import polars as pl
+
+    keys = texts.unique()
+    codes = texts.cast(pl.Enum(keys)).to_physical().to_numpy()
+    return codes.astype(np.int32), keys.to_list()
+
+
 def encode_arrow(column):
     """Return the codes and the keys, as an Arrow array, of a column without nulls."""
-    encoded = column.dictionary_encode().combine_chunks()
+    encoded = column.dictionary_encode()
+    if hasattr(encoded, "combine_chunks"):
+        encoded = encoded.combine_chunks()
     return encoded.indices.to_numpy().astype(np.int32, copy=False), encoded.dictionary
 
 
@@ -149,7 +179,13 @@ def _factorize(column):
             codes[nulls[0]] = -1
             return codes, []
         if isinstance(dtype, nw.String | nw.Categorical | nw.Enum):
-            return _factorize_texts(column)
+            library, native = column.implementation.value, column.to_native()
+            if library == "polars":
+                native = column.cast(nw.String).to_native()
+            elif library == "pyarrow" and hasattr(native.type, "value_type"):
+                native = native.cast(native.type.value_type)
+            known = library in ("pandas", "polars", "pyarrow")
+            return factorize(native, library) if known else _factorize(column.to_list())
         is_number = dtype.is_numeric() and not isinstance(dtype, nw.Decimal)
         is_naive = isinstance(dtype, nw.Datetime) and dtype.time_zone is None
         if is_number or is_naive or isinstance(dtype, nw.Boolean | nw.Date):
@@ -171,25 +207,6 @@ def _factorize(column):
         len(column),
     )
     return codes, [plain(key) for key in places]
-
-
-def _factorize_texts(column):
-    """Factorize strings or categories by the means of the library."""
-    native = column.to_native()
-    if column.implementation.is_pandas():
-        codes, keys = native.factorize()
-        return codes.astype(np.int32), keys.tolist()
-    if column.implementation.is_pyarrow():
-        if hasattr(native.type, "value_type"):
-            native = native.cast(native.type.value_type)
-        codes, keys = encode_arrow(native)
-        return codes, keys.to_pylist()
-    if column.implementation.is_polars():
-        native = column.cast(nw.String).to_native()
-        keys = native.unique()
-        numbers = type(native)(np.arange(len(keys), dtype=np.int32))
-        return native.replace_strict(keys, numbers).to_numpy(), keys.to_list()
-    return _factorize(column.to_list())
 
 
 def _is_missing(key):

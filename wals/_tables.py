@@ -3,6 +3,7 @@
 import narwhals.stable.v2 as nw
 import numpy as np
 import scipy.sparse as sp
+from narwhals.exceptions import DuplicateError
 
 from ._validation import refuse_masked
 
@@ -40,7 +41,11 @@ class Table:
                 raise ValueError("X has rows of different lengths.")
             self.columns = [list(column) for column in zip(*X, strict=True)]
         else:
-            frame = nw.from_native(X, pass_through=True)
+            try:
+                frame = nw.from_native(X, pass_through=True)
+            except DuplicateError as error:
+                names = ", ".join(map(repr, getattr(X, "column_names", X.columns)))
+                raise ValueError(f"X has columns of the same name: {names}.") from error
             if isinstance(frame, nw.LazyFrame):
                 frame = frame.collect()
             if not isinstance(frame, nw.DataFrame) and hasattr(X, "__array__"):
@@ -59,11 +64,11 @@ class Table:
     def __len__(self):
         return len(self.columns[0]) if self.columns else 0
 
-    def column(self, role, which):
-        """Return a column by name or position."""
+    def place(self, role, which):
+        """Return the position of a column that is given by name or position."""
         if not isinstance(which, str):
             if which < len(self.columns):
-                return self.columns[which]
+                return which
             width = len(self.columns)
             raise ValueError(
                 f"{role}={which} is a position from 0, but X has {width} feature(s) (shape="
@@ -72,14 +77,12 @@ class Table:
         if self.names is None:
             raise ValueError(f"{role}={which!r}: the columns of X have no names: give a position.")
         if which in self.names:
-            return self.columns[self.names.index(which)]
+            return self.names.index(which)
         raise ValueError(f"{role}={which!r}: X has the columns {', '.join(map(repr, self.names))}.")
 
-    def name(self, which):
-        """Return the name of a column, None if it has none."""
-        if isinstance(which, str) or self.names is None:
-            return which if isinstance(which, str) else None
-        return self.names[which]
+    def column(self, role, which):
+        """Return a column."""
+        return self.columns[self.place(role, which)]
 
 
 def numbers(column, name, n):
@@ -98,7 +101,7 @@ def numbers(column, name, n):
         raise ValueError(f"{name} has shape {values.shape}, but {(n,)} is needed.")
     if (bad := np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))).size:
         kind = "NaN" if np.isnan(values[bad[0]]) else f"{values[bad[0]]}, not a finite float32,"
-        raise ValueError(f"{name} is {kind} in row {bad[0]} (counted from 0).")
+        raise ValueError(f"{name} holds {kind} in row {bad[0]} (counted from 0).")
     return values
 
 

@@ -23,6 +23,8 @@ USER_DAMPING, ITEM_DAMPING = 5.0, 4.0
 N_SCORED = 20
 #: How newer interactions join the entries of a user that are aggregated already.
 _JOIN = {"sum": "sum", "count": "sum", "max": "max", "mean": "last", "last": "last"}
+#: Columns of answers next to those of users and items.
+_ANSWERED = ("score", "rank", "similar", "contribution")
 _COLUMN = [str, Interval(Integral, 0, None, closed="left")]
 
 
@@ -224,6 +226,7 @@ class Recommender(BaseEstimator):
             negative, or the parameters are none of the above or do not agree.
         """
         estimator = self._default() if self.estimator is None else clone(self.estimator)
+        estimator._validate_params()
         if self.aggregate == "last" and self.time is None:
             raise ValueError("aggregate='last' needs the column of the times: time=")
         if self.biases and (estimator.unobserved_weight != 0 or estimator.implicit):
@@ -260,9 +263,12 @@ class Recommender(BaseEstimator):
         self.estimator_ = estimator
         self._places = {}
         self._library, self.n_features_in_ = table.library, len(table.columns)
-        names = [table.name(which) for which in (self.user, self.item)]
-        valid = len({*names, "score", "rank", "similar", "contribution"} - {None}) == 6
-        self._names = tuple(map(str, names)) if valid else ("user", "item")
+        names = [
+            None if table.names is None else table.names[table.place(role, which)]
+            for role, which in (("user", self.user), ("item", self.item))
+        ]
+        free = all(isinstance(name, str) and name not in _ANSWERED for name in names)
+        self._names = tuple(names) if free else ("user", "item")
         if table.names is not None and all(isinstance(name, str) for name in table.names):
             self.feature_names_in_ = np.array(table.names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
@@ -310,13 +316,24 @@ class Recommender(BaseEstimator):
         Scores are the predicted values, but with biases they are not kept within a range. A user
         who is folded in has the weight that `row_weights` gives together with the users of `fit`.
         Weights of single interactions count in `fit` alone.
+
+        Examples
+        --------
+        >>> from wals import WALS, Recommender
+        >>> loans = [("Ada", "Emma"), ("Ada", "Dracula"), ("Bea", "Emma"), ("Bea", "Dracula")]
+        >>> loans += [("Cem", "Walden"), ("Cem", "Utopia"), ("Dan", "Emma")]
+        >>> model = Recommender(WALS(2, regularization=0.1, random_state=0)).fit(loans)
+        >>> model.recommend(["Dan"], n=1)[["user", "item"]].tolist()
+        [('Dan', 'Dracula')]
+        >>> model.recommend(interactions=[("Eva", "Utopia")], n=1)[["user", "item"]].tolist()
+        [('Eva', 'Walden')]
         """
         check_is_fitted(self)
         candidates = None if items is None else self._find(items, 1)
         if interactions is None:
-            rows = np.arange(len(self.users_)) if users is None else self._find(users, 0)
+            rows = slice(None) if users is None else self._find(users, 0)
             ids, *of_users = self._of_fit(rows)
-            anything = np.ones(len(rows), dtype=bool)
+            anything = np.ones(len(ids), dtype=bool)
         else:
             ids, *of_users = self._fold_in(users, Table(interactions))
             anything = (np.diff(of_users[0].indptr) > 0) | self.biases
@@ -354,6 +371,15 @@ class Recommender(BaseEstimator):
         ------
         ValueError
             If items are unknown: the first five are named.
+
+        Examples
+        --------
+        >>> from wals import WALS, Recommender
+        >>> loans = [("Ada", "Emma"), ("Ada", "Dracula"), ("Bea", "Emma"), ("Bea", "Dracula")]
+        >>> loans += [("Cem", "Walden"), ("Cem", "Utopia"), ("Dan", "Emma")]
+        >>> model = Recommender(WALS(2, regularization=0.1, random_state=0)).fit(loans)
+        >>> model.similar(["Walden"], n=1)[["item", "similar"]].tolist()
+        [('Walden', 'Utopia')]
         """
         check_is_fitted(self)
         places = self._find(items, 1)
@@ -392,6 +418,15 @@ class Recommender(BaseEstimator):
         ------
         ValueError
             If the user or the item is unknown.
+
+        Examples
+        --------
+        >>> from wals import WALS, Recommender
+        >>> loans = [("Ada", "Emma"), ("Ada", "Dracula"), ("Bea", "Emma"), ("Bea", "Dracula")]
+        >>> loans += [("Cem", "Walden"), ("Cem", "Utopia"), ("Dan", "Emma")]
+        >>> model = Recommender(WALS(2, regularization=0.1, random_state=0)).fit(loans)
+        >>> model.explain("Dan", "Dracula")["item"].tolist()
+        ['Emma']
         """
         check_is_fitted(self)
         row, column = self._find([user], 0), self._find([item], 1)[0]
@@ -416,6 +451,15 @@ class Recommender(BaseEstimator):
             The product of the factors, where user and item are known, else 0; with biases, the mean
             and the biases that are known are added, and the sum is kept within the range of the
             values of `fit`.
+
+        Examples
+        --------
+        >>> from wals import WALS, Recommender
+        >>> ratings = [("Ada", "Emma", 5), ("Bea", "Emma", 4), ("Ada", "Utopia", 2)]
+        >>> estimator = WALS(2, unobserved_weight=0, random_state=0)
+        >>> model = Recommender(estimator, value=2, biases=True).fit(ratings)
+        >>> model.predict([("Bea", "Utopia"), ("Cem", "Emma")]).round(2)
+        array([3.35, 3.95])
         """
         check_is_fitted(self)
         rows, cols = (
@@ -453,6 +497,16 @@ class Recommender(BaseEstimator):
             The mean over the users of `fit` with a relevant item, see `wals.metrics.ndcg_at_k`; nan
             if there is none. Other users do not count, as nothing is known of them. An item that
             `fit` did not see is relevant, and missed.
+
+        Examples
+        --------
+        >>> from sklearn.model_selection import KFold, cross_val_score
+        >>> from wals import WALS, Recommender
+        >>> loans = [(user, item) for user in range(8) for item in range(6) if (user + item) % 2]
+        >>> model = Recommender(WALS(2, regularization=0.1, random_state=0))
+        >>> scores = cross_val_score(model, loans, cv=KFold(3, shuffle=True, random_state=0))
+        >>> print(f"{scores.mean():.2f}")
+        0.83
         """
         check_is_fitted(self)
         table = Table(X)
@@ -484,9 +538,11 @@ class Recommender(BaseEstimator):
 
     def _encode(self, table):
         """Return the ids of users, and those of items, and of each row the places among them."""
+        columns = ("user", self.user), ("item", self.item)
+        if len({table.place(role, which) for role, which in columns}) < 2:
+            raise ValueError(f"user={self.user!r} and item={self.item!r} are the same column.")
         return [
-            encode(table.column(role, which), f"column {role}={which!r}")
-            for role, which in (("user", self.user), ("item", self.item))
+            encode(table.column(role, which), f"column {role}={which!r}") for role, which in columns
         ]
 
     def _values(self, table, y=None):
