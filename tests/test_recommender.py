@@ -231,10 +231,14 @@ def test_ids(library, kind):
     assert model.users_.tolist() == expected
     assert_array_equal(model.interactions_.toarray(), np.ones((q, 2)))
     # Every id is found again, and answered with.
-    answer = rows(model.recommend(ids, n=2, exclude_seen=False))
+    table = model.recommend(ids, n=2, exclude_seen=False)
+    answer = rows(table)
     as_asked = [tuple(row[0]) if type(row[0]) is list else row[0] for row in answer]
     assert as_asked == [x for x in ids for _ in range(2)]
     assert [row[-1] for row in answer] == [1, 2] * q
+    # What was answered can be asked for.
+    if library != "tuples":
+        assert len(rows(model.recommend(table["user"], n=1, exclude_seen=False))) == 2 * q
     flipped = {name: values[::-1] for name, values in columns.items()}
     again = clone(model).fit(CLASSES[library](flipped))
     assert again.users_.tolist() == expected
@@ -349,6 +353,8 @@ def test_bad_arguments(frame, model):
         model.explain("x", 3)
     with pytest.raises(ValueError, match="users must be a sequence"):
         model.recommend("u1")
+    with pytest.raises(ValueError, match="users holds ids that cannot be hashed"):
+        model.recommend([{}])
     with pytest.raises(ValueError, match="n must be"):
         model.recommend(["u1"], n=0)
     with pytest.raises(ValueError, match="exclude_seen"):

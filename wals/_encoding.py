@@ -47,7 +47,9 @@ def encode(column, name):
 def plain(key):
     """Return an id as the Python object that it equals, however a library wraps it."""
     if hasattr(key, "as_py"):
-        return key.as_py()
+        key = key.as_py()
+    if type(key) is list:
+        return tuple(key)
     if isinstance(key, np.datetime64):
         in_python = key.astype("M8[us]") if np.datetime_data(key)[0] in ("ns", "ps") else key
         return in_python.item() if in_python == key else key

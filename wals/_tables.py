@@ -5,6 +5,7 @@ import numpy as np
 import scipy.sparse as sp
 from narwhals.exceptions import DuplicateError
 
+from ._encoding import plain
 from ._validation import refuse_masked
 
 
@@ -103,6 +104,19 @@ def numbers(column, name, n):
         kind = "NaN" if np.isnan(values[bad[0]]) else f"{values[bad[0]]}, not a finite float32,"
         raise ValueError(f"{name} holds {kind} in row {bad[0]} (counted from 0).")
     return values
+
+
+def as_list(ids, name):
+    """Return ids that are asked for as a list of Python objects."""
+    if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
+        raise ValueError(f"{name} must be a sequence of ids, got {ids!r}.")
+    ids = nw.from_native(ids, series_only=True, pass_through=True)
+    ids = [plain(key) for key in (ids.to_list() if isinstance(ids, nw.Series) else ids)]
+    try:
+        hash(tuple(ids))
+    except TypeError as error:
+        raise ValueError(f"{name} holds ids that cannot be hashed: {error}") from None
+    return ids
 
 
 def make_table(columns, library):

@@ -9,8 +9,8 @@ from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from ._encoding import AGGREGATES, as_array, encode, gather, plain
-from ._tables import Table, make_table, numbers
+from ._encoding import AGGREGATES, as_array, encode, gather
+from ._tables import Table, as_list, make_table, numbers
 from ._validation import check_weights
 from ._wals import WALS
 from .metrics import ndcg_at_k
@@ -568,7 +568,7 @@ class Recommender(BaseEstimator):
 
     def _find(self, ids, axis):
         """Return the places of ids that are asked for."""
-        ids = _as_list(ids, ("users", "items")[axis])
+        ids = as_list(ids, ("users", "items")[axis])
         places = self._lookup(axis, ids)
         _refuse_unknown(ids, places, axis)
         return places
@@ -614,7 +614,7 @@ class Recommender(BaseEstimator):
         factors = np.asarray(self.estimator_.transform(targets, weights=weights))
         if users is None:
             return ids, X, factors, biases
-        users = _as_list(users, "users")
+        users = as_list(users, "users")
         places = _look_up(dict(zip(ids.tolist(), range(len(ids)), strict=True)), users)
         others = np.flatnonzero(places < 0)
         of_others = self._lookup(0, [users[i] for i in others])
@@ -678,13 +678,6 @@ def _residuals(X, mean, row_biases, col_biases):
     rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
     data = X.data - mean - row_biases[rows] - col_biases[X.indices]
     return sp.csr_array((data.astype(X.dtype), X.indices, X.indptr), shape=X.shape)
-
-
-def _as_list(ids, name):
-    """Return ids that are asked for as a list of Python objects."""
-    if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
-        raise ValueError(f"{name} must be a sequence of ids, got {ids!r}.")
-    return [plain(key) for key in ids]
 
 
 def _look_up(places, ids):
