@@ -356,7 +356,7 @@ def test_bad_arguments(frame, model):
     with pytest.raises(ValueError, match="users holds ids that cannot be hashed"):
         model.recommend([{}])
     with pytest.raises(ValueError, match="n must be"):
-        model.recommend(["u1"], n=0)
+        model.recommend([], n=0)
     with pytest.raises(ValueError, match="exclude_seen"):
         model.recommend(["u1"], exclude_seen="yes")
 

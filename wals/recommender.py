@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._encoding import AGGREGATES, as_array, encode, gather
+from ._recommend import check_number
 from ._tables import Table, as_list, make_table, numbers
 from ._validation import check_weights
 from ._wals import WALS
@@ -261,7 +262,7 @@ class Recommender(BaseEstimator):
         self.users_, self.items_, self.interactions_ = users, items, interactions
         self.mean_, self.user_biases_, self.item_biases_ = fitted
         self.estimator_ = estimator
-        self._places = {}
+        self._places, self._by_y = {}, y is not None and self.aggregate != "count"
         self._library, self.n_features_in_ = table.library, len(table.columns)
         names = [
             None if table.names is None else table.names[table.place(role, which)]
@@ -293,10 +294,11 @@ class Recommender(BaseEstimator):
             The items to choose from. None stands for all of `fit`.
 
         interactions : table, default=None
-            Interactions of new users, or newer ones of those of `fit`, with columns as there. They
-            are folded in: the factors of these users are computed anew, those of items stay. With
-            "sum" and "count" they are added to what a user has; with "max" the larger value counts;
-            with "last" and "mean" they replace it. Items that `fit` did not see tell nothing.
+            Interactions of new users, or newer ones of those of `fit`, with columns as there: that
+            of the values, too, if `fit` got any. They are folded in: the factors of these users are
+            computed anew, those of items stay. With "sum" and "count" they are added to what a user
+            has; with "max" the larger value counts; with "last" and "mean" they replace it. Items
+            that `fit` did not see tell nothing.
 
         Returns
         -------
@@ -309,7 +311,8 @@ class Recommender(BaseEstimator):
         Raises
         ------
         ValueError
-            If users or items are unknown: the first five are named.
+            If users or items are unknown: the first five are named. If the table lacks something,
+            as in `fit`.
 
         Notes
         -----
@@ -329,6 +332,7 @@ class Recommender(BaseEstimator):
         [('Eva', 'Walden')]
         """
         check_is_fitted(self)
+        n = check_number(n)
         candidates = None if items is None else self._find(items, 1)
         if interactions is None:
             rows = slice(None) if users is None else self._find(users, 0)
@@ -580,8 +584,11 @@ class Recommender(BaseEstimator):
 
     def _fold_in(self, users, table):
         """Return the same of users some of whom have new interactions."""
-        if self.biases and self.value is None:
-            raise ValueError("interactions have no values: value= has to name their column.")
+        if self._by_y and self.value is None:
+            raise ValueError(
+                "fit got the values as y, but interactions have none: value= has to name their "
+                "column."
+            )
         (ids, rows), (items, cols) = self._encode(table)
         cols, in_fit = self._lookup(1, items)[cols], self._lookup(0, ids)
         values, times, told = self._values(table), self._times(table), cols >= 0
