@@ -1,5 +1,6 @@
 """Weighted alternating least squares for sparse matrices, as a scikit-learn estimator."""
 
 from ._wals import WALS
+from .recommender import Recommender
 
-__all__ = ["WALS"]
+__all__ = ["WALS", "Recommender"]

@@ -13,6 +13,7 @@ from itertools import count
 import numpy as np
 
 from wals._columns import LARGEST, dates
+from wals._encoding import factorize
 
 __all__ = ["Unusual", "fast_reader", "read_blocks"]
 
@@ -193,8 +194,7 @@ def _with_pyarrow(block, dialect):
         ),
     )
     for name in (user, item):
-        column = table.column(name).combine_chunks().dictionary_encode()
-        yield column.indices.to_numpy(), column.dictionary.to_numpy(zero_copy_only=False).tolist()
+        yield factorize(table.column(name), "pyarrow")
     for name in (value, time):
         column = None if name is None else table.column(name)
         is_text = column is not None and pa.types.is_string(column.type)
@@ -224,8 +224,7 @@ def _with_polars(block, dialect):
     if any(table.null_count().row(0)):
         raise Unusual
     for name in (user, item):
-        keys = table[name].unique()
-        yield table[name].cast(pl.Enum(keys)).to_physical().to_numpy(), keys.to_list()
+        yield factorize(table[name], "polars")
     for name in (value, time):
         column = None if name is None else table[name]
         if column is not None and column.dtype == pl.String:
@@ -254,8 +253,7 @@ def _with_pandas(block, dialect):
         skip_blank_lines=False,
     )
     for name in (user, item):
-        codes, keys = pd.factorize(table[name])
-        yield codes, list(keys)
+        yield factorize(table[name], "pandas")
     # The numbers that pandas itself reads are not the nearest ones in all of its releases.
     for name, mark in ((value, dialect.decimal), (time, ".")):
         if name is None:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from wals._columns import LARGEST, N_SAMPLED, choose_columns, dates
+from wals._encoding import encode_arrow
 from wals._text import Table
 
 __all__ = ["read_parquet"]
@@ -116,11 +117,10 @@ def _ids(column, role, name):
     if column.null_count:
         row = column.is_null().to_numpy().argmax() + 1
         raise ValueError(f"row {row}: the {role} is missing")
-    encoded = column.dictionary_encode().combine_chunks()
-    codes = encoded.indices.to_numpy().astype(np.int32, copy=False)
+    codes, keys = encode_arrow(column)
     if not is_text:
-        return codes, encoded.dictionary.to_numpy()
-    keys = encoded.dictionary.to_pylist()
+        return codes, keys.to_numpy()
+    keys = keys.to_pylist()
     if blank := [code for code, key in enumerate(keys) if not key.strip()]:
         raise ValueError(f"row {np.isin(codes, blank).argmax() + 1}: the {role} is missing")
     return codes, keys

@@ -7,15 +7,15 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array, csr_array, load_npz
+from scipy.sparse import csr_array, load_npz
 
+from wals._encoding import AGGREGATES, gather, sort_ids, strings
 from wals._parquet import read_parquet
 from wals._text import Table, read_text
 
 __all__ = ["Interactions", "read_interactions"]
 
 _TEXTS = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".tab", ".psv")
-_AGGREGATES = ("sum", "mean", "max", "last", "count")
 
 
 class _Fields(NamedTuple):
@@ -251,7 +251,7 @@ def _check_options(options, aggregate, handle_unknown):
         raise ValueError(f"delimiter must be a text without quotes, got {delimiter!r}")
     for name, chosen, allowed in (
         ("decimal", options["decimal"], (None, ".", ",")),
-        ("aggregate", aggregate, _AGGREGATES),
+        ("aggregate", aggregate, AGGREGATES),
         ("handle_unknown", handle_unknown, ("drop", "error")),
         ("header", options["header"], (None, True, False)),
     ):
@@ -278,7 +278,7 @@ class _Given:
         else:
             ids = list(ids)
             whole = all(isinstance(x, int | np.integer) and -(2**63) <= x < 2**63 for x in ids)
-            self.ids = np.array(ids, dtype=np.int64) if whole else _strings(list(map(str, ids)))
+            self.ids = np.array(ids, dtype=np.int64) if whole else strings(list(map(str, ids)))
         texts = list(map(str, self.ids.tolist()))
         self.places = {text: place for place, text in enumerate(texts)}
         if len(self.places) < len(texts):
@@ -292,30 +292,11 @@ class _Given:
         return np.fromiter((self.places.get(x, -1) for x in texts), np.int32, len(keys))
 
 
-def _strings(keys):
-    """Make an array of strings: of fixed width, unless that takes much more than the text."""
-    width = max(map(len, keys), default=0)
-    if width * len(keys) <= 4 * sum(map(len, keys)) + 1000:
-        return np.array(keys, dtype=str)
-    ids = np.empty(len(keys), dtype=object)
-    ids[:] = keys
-    return ids
-
-
-def _sorted_ids(keys):
-    """Return the ids, ascending, and the place of every key among them."""
-    if isinstance(keys, list):
-        if any("\0" in key for key in keys):
-            raise ValueError("an id holds a NUL: this is no text")
-        if any(key.startswith("\ufeff") for key in keys):
-            raise ValueError(
-                "an id starts with what is a byte order mark: were several texts joined?"
-            )
-        keys = _strings(keys)
-    order = np.argsort(keys, kind="stable")
-    places = np.empty(order.size, dtype=np.int32)
-    places[order] = np.arange(order.size, dtype=np.int32)
-    return keys[order], places
+def _check_texts(keys):
+    if any("\0" in key for key in keys):
+        raise ValueError("an id holds a NUL: this is no text")
+    if any(key.startswith("\ufeff") for key in keys):
+        raise ValueError("an id starts with what is a byte order mark: were several texts joined?")
 
 
 def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
@@ -327,7 +308,9 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
         (table.cols, table.col_keys, col_ids),
     ):
         if given is None:
-            found, places = _sorted_ids(keys)
+            if isinstance(keys, list):
+                _check_texts(keys)
+            found, places = sort_ids(keys)
         else:
             found, places = given.ids, given.find(keys)
             if (unknown := np.flatnonzero(places < 0)).size:
@@ -359,38 +342,10 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
     if values is None or aggregate == "count":
         values = np.ones(coords[0].size)
     coords = [side.astype(np.int32, copy=False) for side in coords]
-    X, times = _gather(values, coords, times, tuple(map(len, ids)), aggregate)
+    X, times = gather(values, coords, times, tuple(map(len, ids)), aggregate)
     with np.errstate(over="ignore"):
         X = X.astype(np.float32)
     return Interactions(X, *ids, times)
-
-
-def _gather(values, coords, times, shape, aggregate):
-    """Return the matrix of the aggregated values, and the latest times of its entries."""
-    summed = aggregate in ("sum", "count")
-    if times is None and summed:
-        return coo_array((values, coords), shape=shape).tocsr(), None
-    # Where every pair is there once, the matrix of the places tells their order.
-    n = values.size
-    X = coo_array((np.arange(n), coords), shape=shape).tocsr()
-    if X.nnz == n:
-        order = X.data
-        X.data = values[order]
-        return X, None if times is None else times[order]
-    order = np.lexsort((*coords[::-1],) if times is None else (times, coords[1], coords[0]))
-    rows, cols = coords[0][order], coords[1][order]
-    starts = np.flatnonzero(np.r_[True, (rows[1:] != rows[:-1]) | (cols[1:] != cols[:-1])])
-    ends = np.r_[starts[1:], n] - 1
-    values = values[order]
-    if aggregate == "last":
-        X.data = values[ends]
-    elif aggregate == "max":
-        X.data = np.maximum.reduceat(values, starts)
-    else:
-        X.data = np.add.reduceat(values, starts)
-        if aggregate == "mean":
-            X.data /= ends + 1 - starts
-    return X, None if times is None else times[order][ends]
 
 
 def _read_npz(path, values):
