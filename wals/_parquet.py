@@ -66,7 +66,8 @@ def read_parquet(path, options, *, last):
             if options["time"] is not None or last:
                 raise ValueError(said) from None
             notes.append(f"{said}; it is left out")
-    return Table(rows, row_keys, cols, col_keys, values, times, notes)
+    called = names[chosen["user"]], names[chosen["item"]]
+    return Table(rows, row_keys, cols, col_keys, values, times, notes, called)
 
 
 def _parts(path):

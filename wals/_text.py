@@ -39,6 +39,8 @@ class Table:
         Of each interaction.
     notes : list of str
         What was guessed and should be said.
+    names : tuple of str, default=None
+        What the columns of user and item are called, where they have names.
     """
 
     rows: np.ndarray
@@ -48,6 +50,7 @@ class Table:
     values: np.ndarray | None
     times: np.ndarray | None
     notes: list
+    names: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class _Dialect:
     width: int  # fields of a line
     width_line: int  # the line that has so many
     columns: dict  # of user, item, value, time the position, or None
+    names: tuple | None  # of the columns of user and item
     time_type: str  # "integer", "number" (at least in the first lines) or "date"
     time_is_guessed: bool
     notes: list
@@ -89,7 +93,7 @@ def read_text(path, suffix, options, *, last):
             with _open(path) as file:
                 columns = read_blocks(file, dialect, reader)
             if columns is not None:
-                return _table(*columns, dialect.notes)
+                return _table(*columns, dialect.notes, dialect.names)
         except Unusual:
             pass
     try:
@@ -106,10 +110,10 @@ def _open(path):
     return (gzip.open if path.lower().endswith(".gz") else open)(path, "rb")
 
 
-def _table(rows, row_keys, cols, col_keys, values, times, notes):
+def _table(rows, row_keys, cols, col_keys, values, times, notes, names):
     (rows, row_keys), (cols, col_keys) = _stripped(rows, row_keys), _stripped(cols, col_keys)
     row_keys, col_keys = _integers_if_all(row_keys), _integers_if_all(col_keys)
-    return Table(rows, row_keys, cols, col_keys, values, times, notes)
+    return Table(rows, row_keys, cols, col_keys, values, times, notes, names)
 
 
 def _integers_if_all(ids):
@@ -181,7 +185,17 @@ def _sniff(file, suffix, options, last):
     if times and _is_number(times[0]):
         time_type = "integer" if all(map(_WHOLE.fullmatch, times)) else "number"
     return _Dialect(
-        encoding, delimiter, decimal, skip, width, width_line, columns, time_type, is_guessed, notes
+        encoding,
+        delimiter,
+        decimal,
+        skip,
+        width,
+        width_line,
+        columns,
+        names and tuple(names[columns[role]].strip() for role in ("user", "item")),
+        time_type,
+        is_guessed,
+        notes,
     )
 
 
@@ -428,7 +442,8 @@ def _read_lines(path, dialect):
     if not parts[0]:
         raise ValueError("holds no interactions")
     rows, cols, values, times = (np.concatenate(part) if part else None for part in parts)
-    return _table(rows, list(codes[0]), cols, list(codes[1]), values, times, notes)
+    ids = rows, list(codes[0]), cols, list(codes[1])
+    return _table(*ids, values, times, notes, dialect.names)
 
 
 def _records(lines, dialect):

@@ -10,8 +10,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._encoding import AGGREGATES, as_array, encode, gather
-from ._recommend import check_number
-from ._tables import Table, as_list, make_table, numbers
+from ._recommend import check_n
+from ._tables import Table, as_list, make_table, names_of_ids, numbers
 from ._validation import check_weights
 from ._wals import WALS
 from .metrics import ndcg_at_k
@@ -24,8 +24,6 @@ USER_DAMPING, ITEM_DAMPING = 5.0, 4.0
 N_SCORED = 20
 #: How newer interactions join the entries of a user that are aggregated already.
 _JOIN = {"sum": "sum", "count": "sum", "max": "max", "mean": "last", "last": "last"}
-#: Columns of answers next to those of users and items.
-_ANSWERED = ("score", "rank", "similar", "contribution")
 _COLUMN = [str, Interval(Integral, 0, None, closed="left")]
 
 
@@ -268,8 +266,7 @@ class Recommender(BaseEstimator):
             None if table.names is None else table.names[table.place(role, which)]
             for role, which in (("user", self.user), ("item", self.item))
         ]
-        free = all(isinstance(name, str) and name not in _ANSWERED for name in names)
-        self._names = tuple(names) if free else ("user", "item")
+        self._names = names_of_ids(names)
         if table.names is not None and all(isinstance(name, str) for name in table.names):
             self.feature_names_in_ = np.array(table.names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
@@ -332,7 +329,7 @@ class Recommender(BaseEstimator):
         [('Eva', 'Walden')]
         """
         check_is_fitted(self)
-        n = check_number(n)
+        n = check_n(n)
         candidates = None if items is None else self._find(items, 1)
         if interactions is None:
             rows = slice(None) if users is None else self._find(users, 0)
