@@ -331,7 +331,7 @@ def _run(arguments):
                 factors = model.transform(seen, weights=untrained_weights)
             else:
                 factors = model.row_factors_[test]
-        _assess(model, factors, X, train, seen, held_out, seconds)
+        held_out = _assess(model, factors, X, train, seen, held_out, seconds)
     else:
         needed = "two rows with entries, one of them with two or more"
         if times is not None:
@@ -557,7 +557,7 @@ def _above_zero(X):
 
 
 def _assess(model, factors, X, train, seen, held_out, seconds):
-    """Print how good the recommendations are, and what is to be known about that."""
+    """Print how good the recommendations are; return the held-out entries that are relevant."""
     if held_out.data.max() > 0 >= held_out.data.min():
         # Who finds what someone dislikes has not found what to recommend.
         n_held_out = held_out.nnz
@@ -572,6 +572,7 @@ def _assess(model, factors, X, train, seen, held_out, seconds):
     is_better = _evaluate(model, factors, seen, held_out, train, seconds)
     if not is_better and held_out.data.max() > 0:
         _say("Hint", "try a stronger --regularization, fewer --components, or more data")
+    return held_out
 
 
 def _evaluate(model, factors, seen, held_out, train, seconds):
