@@ -34,6 +34,8 @@ def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **
     **options
         See `sklearn.utils.check_array`.
     """
+    if estimator is not None and not reset and not options and _is_checked(X, dtype, estimator):
+        return as_csr(X)
     X = _converted(as_matrix(X, name), dtype)
     options = {"accept_sparse": True, "dtype": dtype} | options
     try:
@@ -47,6 +49,20 @@ def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **
     except ValueError as error:
         raise _in_our_words(error, name) from None
     return as_csr(checked)
+
+
+def _is_checked(X, dtype, estimator):
+    """Return whether a matrix passes all checks, most of which take longer than to solve a row."""
+    return (
+        sp.issparse(X)
+        and X.format == "csr"
+        and X.dtype == dtype
+        and X.ndim == 2
+        and X.shape[0] > 0
+        and X.shape[1] == estimator.n_features_in_ > 0
+        and not hasattr(estimator, "feature_names_in_")
+        and bool(np.isfinite(X.data).all())
+    )
 
 
 def as_matrix(X, name):
@@ -160,9 +176,11 @@ def check_weights(weights, n, name):
     """Return weights as a float64 array of shape (n,)."""
     if callable(weights):
         raise ValueError(f"{name} must be numbers, not a function: call it on the counts first.")
+    if weights is None:
+        return np.ones(n)
     refuse_masked(weights, name)
-    if weights is None or np.ndim(weights) == 0:
-        weights = np.full(n, 1.0 if weights is None else weights)
+    if np.ndim(weights) == 0:
+        weights = np.full(n, weights)
     weights = check_numbers(weights, name, ensure_2d=False, dtype=np.float64, copy=True)
     if weights.shape != (n,):
         raise ValueError(f"{name} has shape {weights.shape}, but {(n,)} is needed.")

@@ -17,7 +17,11 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,7 +32,7 @@ from ._core.parallel import effective_n_threads
 from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
-from ._fitted import as_side, get_side, store
+from ._fitted import freeze, get_side, project, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
 from ._validation import (
@@ -319,6 +323,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        freeze(self)
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "components_")
 
@@ -441,6 +449,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 stacklevel=4,
             )
         vars(self).update(fitted)
+        freeze(self)
         tasks.end()
 
     def _attributes(self, rows, cols, state, U):
@@ -798,7 +807,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_is_fitted(self)
         check_axis(axis)
         X = self._check_items(X, axis)
-        side, swept = self._project(X, axis, weights)
+        side, swept = self._project(X, axis, weights, whole=True)
         fixed = get_side(self, 1 - axis)
         data_loss = side.data_loss(swept, fixed.factors)
         penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
@@ -871,14 +880,19 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             )
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
-    def _project(self, X, axis, weights):
+    def _project(self, X, axis, weights, *, whole=False):
         """Solve the rows of X exactly, and return them as a side, and what the sweep told."""
-        self._validate_params()
-        side = as_side(self, X, axis, check_weights(weights, X.shape[0], "weights"))
-        swept = side.sweep(get_side(self, 1 - axis).factors)
+        parameters = {name: getattr(self, name) for name in _PROJECTING}
+        validate_parameter_constraints(_PROJECTING, parameters, type(self).__name__)
+        weights = check_weights(weights, X.shape[0], "weights")
+        side, swept = project(self, X, axis, weights, whole=whole)
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         warn_singular(n_singular, (X.shape[0],) * 2)
         return side, swept
+
+
+#: The parameters that a projection depends on, and what they may be.
+_PROJECTING = {name: WALS._parameter_constraints[name] for name in (*Objective._fields, "n_jobs")}
 
 
 @contextmanager

@@ -188,7 +188,9 @@ def empty_lines(shape, dtype):
 
 def constant(array, dtype=None):
     """Return the array as kernels take it: aligned, C-contiguous and read-only."""
-    array = np.require(array, dtype, ["C", "ALIGNED"]).view(np.ndarray)
+    array = np.asarray(array, dtype, order="C").view()
+    if not array.flags.aligned:
+        array = array.copy()
     array.flags.writeable = False
     return array
 
