@@ -3,8 +3,9 @@
 The loop of a fit is in `_alternate`, the numbers are in `_core`.
 """
 
+import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 
 import numpy as np
@@ -44,6 +45,7 @@ from ._validation import (
     check_numbers,
     check_weights,
 )
+from .checkpoint import Checkpoints, make_key
 
 _DTYPES = [np.float64, np.float32]
 
@@ -163,6 +165,18 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     verbose : int, default=0
         1 prints a line per iteration, 2 a line per sweep.
 
+    checkpoint_dir : str or path-like, default=None
+        A folder where `fit` keeps its state, so that the same fit goes on where it was interrupted,
+        and ends with the same factors to the bit. It is made if it is not there. None keeps
+        nothing. Any number of fits can share a folder: what a fit finds is told by its data,
+        weights and parameters, but for `max_iter`, `tol`, `n_jobs`, `verbose` and callbacks, so
+        that a larger `max_iter` trains on. With ``random_state=None``, the last one of such fits
+        is gone on with. A fit that has ended leaves its last two states, which may be deleted.
+
+    checkpoint_every : int, default=1
+        The number of iterations between two states. They are written while the next iteration
+        runs.
+
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
@@ -274,6 +288,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "checkpoint_dir": [None, str, os.PathLike],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
     }
 
     # With metadata routing, Pipeline.score hands sample_weight=None to every final step, and
@@ -298,6 +314,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint_dir=None,
+        checkpoint_every=1,
     ):
         self.n_components = n_components
         self.unobserved_weight = unobserved_weight
@@ -314,6 +332,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     # ------------------------------------------------------------------------------- scikit-learn
 
@@ -411,36 +431,47 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         auto = self.solver == "auto"
         check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
         U, V, drawn = self._start(*X.shape, X.dtype)
+        checkpoints = None
+        if self.checkpoint_dir is not None:
+            start = (None, None) if drawn and self.random_state is None else (U, V)
+            key = make_key(self, X, (R, C, E), start)
+            checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every, key)
         n_threads = effective_n_threads(self.n_jobs)
         settings = self._objective(), self.n_components, self.solver, n_threads
         rows, cols = make_sides(X, (R, C), E, *settings)
-        if U is not None:
-            rows.factors, rows.start = U, FACTORS
-        elif drawn and self.init == "svd":
-            V = spectral_start(rows, cols, V)
-        cols.factors, cols.start = V, FACTORS
-        state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
         tasks.cols = cols
         tasks.attributes_of = lambda state: self._attributes(
             rows, cols, state, np.empty_like(rows.factors)
         )
-        ended = alternate(
-            rows,
-            cols,
-            state,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            auto=auto,
-            n_threads=n_threads,
-            tasks=tasks,
-        )
-        n_iter = state.n_iter
-        if tasks.kept is None:
-            state.settle(n_threads)
-        else:
-            state = tasks.kept
-            state.verbose = self.verbose
-        fitted = self._attributes(rows, cols, state, rows.factors)
+        with checkpoints or nullcontext():
+            state, ended = State(V, 0.0, rows.mass.sum(), self.verbose), None
+            limits = {"max_iter": self.max_iter, "tol": self.tol}
+            if checkpoints is not None:
+                ended = checkpoints.resume(state, rows, cols, tasks, **limits)
+            if ended is None:
+                if U is not None:
+                    rows.factors, rows.start = U, FACTORS
+                elif drawn and self.init == "svd":
+                    V = spectral_start(rows, cols, V)
+                cols.factors, cols.start = V, FACTORS
+                state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
+            ended = ended or alternate(
+                rows,
+                cols,
+                state,
+                auto=auto,
+                n_threads=n_threads,
+                tasks=tasks,
+                checkpoints=checkpoints,
+                **limits,
+            )
+            n_iter = state.n_iter
+            if tasks.kept is None:
+                state.settle(n_threads)
+            else:
+                state = tasks.kept
+                state.verbose = self.verbose
+            fitted = self._attributes(rows, cols, state, rows.factors)
         warn_singular(state.n_singular.values(), X.shape)
         if not ended:
             warnings.warn(
