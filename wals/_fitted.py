@@ -6,6 +6,7 @@ import numpy as np
 
 from ._core.parallel import effective_n_threads
 from ._core.sweep import Side
+from ._saving import is_mapped
 
 _NAMES = (
     ("row_factors_", "row_weights_", "_row_mass"),
@@ -68,7 +69,8 @@ def store(model, axis, indices, X, solved):
         solved.n_threads,
     ).mass
     missing = max(0, indices.max(initial=-1) + 1 - known)
-    if missing or not all(array.flags.writeable for array in side):
+    # The pages of a map that can be written to are those of the file, or of other processes.
+    if missing or not all(array.flags.writeable and not is_mapped(array) for array in side):
         empty = w0 * len(other.factors)
         side = FittedSide(
             np.pad(side.factors, [(0, missing), (0, 0)]),
