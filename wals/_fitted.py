@@ -3,7 +3,6 @@
 Their factors are read-only, so that what was computed of them once holds as long as they are there.
 """
 
-import mmap
 import weakref
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from ._core.parallel import effective_n_threads, parallel_section
 from ._core.passes import NS_PRODUCT
 from ._core.ranking import round_factors
 from ._core.sweep import Side, eigenbasis
+from ._saving import is_mapped
 
 #: Where items have fewer entries than this for each item of the other side, it is not turned whole.
 _SPARSE = 0.5
@@ -75,24 +75,19 @@ def freeze(model):
         if isinstance(factors, np.ndarray) and factors.flags.writeable:
             frozen = factors.view()
             frozen.flags.writeable = False
-            _known[id(frozen)] = _Known(frozen, None if _is_in_file(factors) else factors)
+            _known[id(frozen)] = _Known(frozen, None if is_mapped(factors) else factors)
             vars(model)[name] = frozen
 
 
 def _thaw(factors):
-    """Return the same memory to write to, None if it is not the model's own to write to."""
+    """Return the same memory to write to, None if it is not the model's own to write to.
+
+    The pages of a map are those of the file, or of other processes.
+    """
     known = _known.pop(id(factors), None)
     if known is None or known.factors() is not factors:
-        return factors if factors.flags.writeable and not _is_in_file(factors) else None
+        return factors if factors.flags.writeable and not is_mapped(factors) else None
     return known.writable
-
-
-def _is_in_file(array):
-    while array is not None:
-        if isinstance(array, mmap.mmap | np.memmap):
-            return True
-        array = getattr(array, "base", None)
-    return False
 
 
 def known_eigenbasis(model, axis):

@@ -36,6 +36,7 @@ from ._core.sweep import Objective, make_sides
 from ._fitted import freeze, get_side, project, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
+from ._saving import SaveMixin
 from ._validation import (
     as_matrix,
     check_axis,
@@ -50,7 +51,13 @@ from .checkpoint import Checkpoints, make_key
 _DTYPES = [np.float64, np.float32]
 
 
-class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class WALS(
+    SaveMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     r"""Weighted alternating least squares factorization of a sparse matrix.
 
     A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is
@@ -507,7 +514,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         To feed all rows in batches, and then all columns in batches, is one iteration of `fit`.
         The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`, `rwse_curve_`,
         `seconds_`) are removed, since they no longer hold. The factors are changed in place unless
-        the model grows.
+        the model grows, or they are read-only or mapped from a file.
 
         A model that is not fitted starts from random factors, also with ``init="svd"``, which needs
         to see all data.
