@@ -4,8 +4,9 @@
     python benchmarks/recommend.py GOWALLA.npz --peer    # with implicit, if it is installed
 
 It begins with what a service waits for: the 20 best for one row that the model has not seen, folded
-in and ranked. The rest is for many rows. All take the same factors, in turn, in one process: 20 columns for each of 20,000 rows, without
-those that a row has already. The product leaves out and ranks nothing.
+in and ranked. The rest is for many rows: all take the same factors, in turn, in one process, for 20
+columns for each of 20,000 rows, without those that a row has already. The product leaves out and
+ranks nothing.
 """
 
 import argparse
