@@ -158,7 +158,7 @@ class Checkpoints:
             error, self._error = self._error, None
             raise OSError(
                 error.errno,
-                f"A checkpoint could not be written ({error.strerror}); the one before it is there",
+                f"A checkpoint could not be written ({error.strerror}); those before it are left",
                 error.filename,
             ) from error
 
