@@ -35,8 +35,7 @@ def matrices(draw, n_min=1):
     values[rng.random((n, m)) < 0.1] = 0
     row, col = stored.nonzero()
     index = draw(st.sampled_from([np.int32, np.int64]))
-    X = sp.csr_array((values[stored], (row.astype(index), col.astype(index))), (n, m))
-    return X
+    return sp.csr_array((values[stored], (row.astype(index), col.astype(index))), (n, m))
 
 
 @st.composite
@@ -106,7 +105,7 @@ def assert_solved(dense, U, V, tol):
 
 @given(problems())
 def test_a_fit_ends_where_the_gradient_of_rows_vanishes(problem):
-    X, params, weights = problem
+    X, _params, _weights = problem
     model, dense = fit(*problem), oracle(*problem)
     U, V = model.row_factors_, model.col_factors_
     assert_solved(dense, U, V, 1e-9)
