@@ -31,6 +31,7 @@ from ._core.sweep import Objective, make_sides
 from ._fitted import as_side, get_side, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
+from ._stored import StoredMatrix
 from ._validation import (
     as_matrix,
     check_axis,
@@ -396,12 +397,13 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
         tasks = FitTasks(self, X, y, row_weights)
-        X = check_matrix(X, dtype=_DTYPES, estimator=self)
+        X = check_matrix(X, dtype=_DTYPES, estimator=self, stored=True)
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         C = self._check_col_weights(X)
         auto = self.solver == "auto"
-        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
+        stored = isinstance(X, StoredMatrix)
+        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None, stored=stored)
         U, V, drawn = self._start(*X.shape, X.dtype)
         n_threads = effective_n_threads(self.n_jobs)
         settings = self._objective(), self.n_components, self.solver, n_threads
@@ -509,6 +511,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X, indices, axis, weights):
         check_axis(axis)
+        X = as_matrix(X, "X")  # a batch is in memory
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
         X = self._check_items(X, axis)
@@ -854,7 +857,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def _check_col_weights(self, X):
         if callable(self.col_weights):
-            counts = np.bincount(X.indices, minlength=X.shape[1])
+            if isinstance(X, StoredMatrix):
+                counts = np.diff(X.T.indptr)
+            else:
+                counts = np.bincount(X.indices, minlength=X.shape[1])
             return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
         return check_weights(self.col_weights, X.shape[1], "col_weights")
 
@@ -862,13 +868,15 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
         dtype = self.components_.dtype
         if axis == 0:
-            return check_matrix(X, dtype=dtype, estimator=self, reset=False)
-        X = check_matrix(X, dtype=dtype)
+            return check_matrix(X, dtype=dtype, estimator=self, reset=False, stored=True)
+        X = check_matrix(X, dtype=dtype, stored=True)
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
                 "axis=1, X holds columns over the rows of the fit."
             )
+        if isinstance(X, StoredMatrix):
+            return X.T
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
     def _project(self, X, axis, weights):
