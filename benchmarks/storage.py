@@ -148,11 +148,12 @@ def fit(options):
     factors = model.row_factors_.nbytes + 3 * model.components_.nbytes
     return {
         "seconds": time.perf_counter() - start,
+        "seconds of the first": model.seconds_[1],
         "seconds per iteration": (model.seconds_[2 * N_ITER - 1] - model.seconds_[1])
         / (N_ITER - 1),
         "anonymous": peak.bytes,
         "beyond the factors": peak.bytes - factors,
-        "loss": model.loss_,
+        "loss": float(model.loss_),
     }
 
 

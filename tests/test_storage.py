@@ -20,7 +20,8 @@ import scipy.sparse as sp
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 
-from wals import WALS, _disk, _spool, _stored, storage
+from wals import WALS, _disk, _memory, _spool, _stored, storage
+from wals._core import kernels, sweep
 from wals.datasets import make_interactions
 from wals.interactions import read_interactions
 from wals.weights import power_law
@@ -89,6 +90,7 @@ def test_writes_blocks(X, ends, tmp_path):
         lambda X: sp.csr_array((X.data, X.indices.astype(np.int64), X.indptr.astype(np.int64))),
         lambda X: sp.coo_matrix(X.astype(np.float64)),
         lambda X: X.toarray(),
+        lambda X: pd.DataFrame(X.toarray()),
         lambda X: X.astype(bool).astype(int),
         lambda X: X[:, [3]],
         lambda X: X[:1],
@@ -176,10 +178,12 @@ def test_refuses_paths(X, tmp_path):
 
 def test_rows(X, tmp_path):
     stored = storage.write(X, tmp_path / "m")
-    for rows in (slice(3, 9), slice(None), slice(5, 2), slice(0, 50, 7), [3], [9, 2, 2], [-1]):
-        found = stored[rows]
-        assert_array_equal(found.toarray(), X.toarray()[rows])
-        assert found.nnz == X[rows].nnz
+    slices = slice(3, 9), slice(None), slice(5, 2), slice(0, 50, 7), slice(None, None, -1)
+    for rows in (*slices, slice(-3, 10**9), [3], [9, 2, 2], [-1], [4, 5, 6], []):
+        found = stored[rows] if rows != [] else stored[np.array(rows, int)]
+        expected = X[np.arange(400)[rows]] if rows != [] else X[:0]
+        assert_array_equal(found.toarray(), expected.toarray())
+        assert found.nnz == expected.nnz
     assert_array_equal(stored[X.sum(axis=1) > 30].toarray(), X[X.sum(axis=1) > 30].toarray())
     blocks = list(stored.blocks(250))
     assert max(block.nnz for block in blocks) <= 250
@@ -196,6 +200,8 @@ def test_names_itself(X, tmp_path):
     X.data[3] += 1
     assert storage.write(X, tmp_path / "o").checksum != stored.checksum
     assert repr(stored).startswith("<400 x 70 StoredMatrix of")
+    assert stored.checksum != stored.T.checksum
+    assert stored.checksum == stored.T.T.checksum
     assert len(pickle.dumps(stored)) < 1000
     assert_same(pickle.loads(pickle.dumps(stored)), other[:])
     assert_array_equal(pickle.loads(pickle.dumps(stored.T))[:].toarray(), other[:].T.toarray())
@@ -408,6 +414,20 @@ def test_nothing_of_the_size_of_the_entries_is_in_memory(X, tmp_path, monkeypatc
 _disk_mapped = _disk.Numbers.mapped
 
 
+def test_memory_is_needed_for_factors_alone(X, tmp_path, monkeypatch):
+    # 400 x 4 and 3 times 70 x 4 numbers, and weights.
+    stored = storage.write(X, tmp_path / "m")
+    monkeypatch.setattr(_memory, "available_memory", lambda: 42_000)
+    with pytest.raises(MemoryError, match="the transpose"):
+        WALS(4, max_iter=1).fit(X)
+    WALS(4, max_iter=1).fit(stored)
+    monkeypatch.setattr(_memory, "available_memory", lambda: 39_000)
+    with pytest.raises(
+        MemoryError, match=r"\(9.76 kB for the factors, 512 B|\(9.76 kB for the fac"
+    ):
+        WALS(4, max_iter=1).fit(stored)
+
+
 def test_no_room_for_dual_coefficients(X, tmp_path):
     stored = storage.write(X, tmp_path / "m")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -500,6 +520,34 @@ def test_large_indices(X, solver, tmp_path, monkeypatch):
     assert_same_fit(expected, wide)
     assert_array_equal(expected.recommend(X)[0], wide.recommend(stored)[0])
     assert expected.evaluate(X) == wide.evaluate(stored)
+
+
+def test_data_loss_near_the_limit_of_32_bits():
+    # Arrays that are long, but have one number.
+    rng, start = np.random.default_rng(0), 2**31 - 40
+    U, V = rng.normal(size=(3, 2)), rng.normal(size=(5, 2))
+    indptr = np.array([0, 2, 9, 30], np.int32)
+
+    def data_loss(length, indptr):
+        items = kernels.Items(
+            data=np.broadcast_to(np.float64(2), length),
+            indices=np.broadcast_to(np.int32(3), length),
+            indptr=indptr,
+            entry_weights=np.empty(0),
+            weights=np.ones(3),
+            ridge=np.zeros(3),
+            implicit=False,
+        )
+        return sweep._data_loss(items, np.empty(0), 0.0, U, V, 1)
+
+    expected = np.diff(indptr) @ (2 - U @ V[3]) ** 2
+    assert data_loss(30, indptr) == pytest.approx(expected, rel=1e-12)
+    assert data_loss(2**31 - 10, indptr + np.int32(start)) == data_loss(30, indptr)
+
+
+def test_slices_near_the_limit_of_32_bits():
+    indptr = np.array([0, 2**31 - 3, 2**31 - 2, 2**31 - 1], np.int32)
+    assert list(_stored.slices(indptr, 2**22)) == [slice(0, 1), slice(1, 3)]
 
 
 def test_index_types():
@@ -626,6 +674,20 @@ def test_ids_of_many_kinds(tmp_path):
             stored.toarray if False else stored[:].toarray().argmax(axis=1),
             [ids.index(key) for key in sorted(ids)],
         )
+
+
+def test_ids_that_stop_being_integers(tmp_path):
+    first = np.array([[7, 1], [3, 2], [7, 3]])
+    second = np.array([[3, 1], [2**63 + 5, 9]], dtype=np.uint64)
+    third = pd.DataFrame({"u": [3, 8], "i": [1, 1]})
+    stored = storage.write_interactions([first, second, third], tmp_path / "m")
+    assert stored.row_ids.tolist() == [3, 7, 8, 2**63 + 5]
+    assert stored.col_ids.tolist() == [1, 2, 3, 9]
+    assert_array_equal(
+        stored[:].toarray(), [[2, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
+    )
+    with pytest.raises(ValueError, match="ids of type int cannot be stored"):
+        storage.write_interactions([first, [("a", 1)]], tmp_path / "n")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ._text import integers_if_all
 from .interactions import check_texts, read_parts
 
 #: Interactions, and rows, that are gathered at once.
-_BUCKET = 2**22
+_BUCKET = 2**21
 
 
 class Spool:
@@ -48,8 +48,7 @@ class Spool:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.files.close)
             self._read()
-            self.ids = [self._sorted(codes) for codes in self.codes]
-            self.ids, places = zip(*self.ids, strict=True)
+            self.ids, places = zip(*map(self._sorted, self.numberings), strict=True)
             self.shape = tuple(map(len, self.ids))
             self._bring_together(places)
             on_error.pop_all()
@@ -71,8 +70,7 @@ class Spool:
     def _start(self):
         self.files.close()
         self.columns, self.counts, self.notes = {}, np.zeros(0, np.int64), {}
-        # Numbers the ids in order of appearance.
-        self.codes = {}, {}
+        self.numberings = _Numbering(), _Numbering()
 
     def _read(self):
         """Write all interactions to disk as they come."""
@@ -83,9 +81,9 @@ class Spool:
                 continue
             self.notes |= dict.fromkeys(part.notes)
             rows, cols = (
-                _numbered(codes, keys)[numbers]
-                for codes, keys, numbers in zip(
-                    self.codes,
+                ids.number(keys)[numbers]
+                for ids, keys, numbers in zip(
+                    self.numberings,
                     (part.row_keys, part.col_keys),
                     (part.rows, part.cols),
                     strict=True,
@@ -97,7 +95,7 @@ class Spool:
                 self._append("values", part.values.astype(np.float64, copy=False))
             if self.aggregate == "last":
                 self._append("times", part.times)
-            self.counts = np.pad(self.counts, (0, len(self.codes[0]) - self.counts.size))
+            self.counts = np.pad(self.counts, (0, len(self.numberings[0]) - self.counts.size))
             np.add.at(self.counts, rows, 1)
         if not self.columns:
             raise ValueError("There are no interactions.")
@@ -115,10 +113,9 @@ class Spool:
     def _file(self, dtype, length=0):
         return self.files.enter_context(Numbers(self.folder, dtype, length))
 
-    def _sorted(self, codes):
+    def _sorted(self, numbering):
         """Return the ids of a side in order, and the place of each number among them."""
-        keys = list(codes)
-        codes.clear()
+        keys = numbering.keys()
         if self.is_text:
             check_texts(keys)
             keys = integers_if_all(keys)
@@ -153,10 +150,60 @@ class Spool:
         self.columns = together
 
 
-def _numbered(codes, keys):
-    """Return the number of each key, a new one if it is new."""
-    keys = keys if isinstance(keys, list) else keys.tolist()
-    return np.fromiter((codes.setdefault(key, len(codes)) for key in keys), np.int32, len(keys))
+class _Numbering:
+    """Numbers ids in order of appearance.
+
+    As long as all are integers, they are kept in order: arrays take less room than a dictionary of
+    them, and less time.
+    """
+
+    def __init__(self):
+        self.sorted = self.numbers = None  # integers, and the number of each
+        self.places = {}
+
+    def __len__(self):
+        return len(self.places) if self.sorted is None else self.sorted.size
+
+    def keys(self):
+        """Return all ids by their numbers, and forget them."""
+        if self.sorted is None:
+            keys, self.places = list(self.places), {}
+            return keys
+        keys = np.empty_like(self.sorted)
+        keys[self.numbers] = self.sorted
+        self.sorted = self.numbers = None
+        return keys
+
+    def number(self, keys):
+        """Return the number of each of some ids, none of which is there twice."""
+        is_integer = isinstance(keys, np.ndarray) and keys.dtype.kind in "iu"
+        if is_integer and not len(self):
+            self.sorted, self.numbers = np.empty(0, keys.dtype), np.empty(0, np.int32)
+        if self.sorted is not None and is_integer and keys.dtype == self.sorted.dtype:
+            return self._number_integers(keys)
+        if self.sorted is not None:
+            self.places = {key: number for number, key in enumerate(self.keys().tolist())}
+        keys = keys if isinstance(keys, list) else keys.tolist()
+        found = list(map(self.places.get, keys))
+        for place, number in enumerate(found):
+            if number is None:
+                found[place] = self.places.setdefault(keys[place], len(self.places))
+        return np.array(found, np.int32)
+
+    def _number_integers(self, keys):
+        order = np.argsort(keys)
+        keys, numbers = keys[order], np.empty(keys.size, np.int32)
+        at = np.searchsorted(self.sorted, keys)
+        new = np.ones(keys.size, bool)
+        inside = at < self.sorted.size
+        new[inside] = self.sorted[at[inside]] != keys[inside]
+        added = np.arange(len(self), len(self) + np.count_nonzero(new), dtype=np.int32)
+        found = np.empty(keys.size, np.int32)
+        found[new], found[~new] = added, self.numbers[at[~new]]
+        self.sorted = np.insert(self.sorted, at[new], keys[new])
+        self.numbers = np.insert(self.numbers, at[new], added)
+        numbers[order] = found
+        return numbers
 
 
 def _check_tables(tables, columns, aggregate, options):

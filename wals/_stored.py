@@ -60,7 +60,7 @@ class StoredMatrix:
     ndim = 2
 
     def __init__(self, path, manifest, arrays, checksum, axis=0):
-        self.path, self.checksum = path, checksum
+        self.path, self.checksum = path, checksum + "T" * axis
         self._manifest, self._arrays, self._axis = manifest, arrays, axis
         lengths = manifest["shape"]
         self.shape = tuple(lengths[::-1] if axis else lengths)
@@ -78,7 +78,11 @@ class StoredMatrix:
     def T(self):
         """The transpose. It is on disk as well: nothing is computed or copied."""
         return StoredMatrix(
-            self.path, self._manifest, self._arrays, self.checksum, axis=1 - self._axis
+            self.path,
+            self._manifest,
+            self._arrays,
+            self.checksum.removesuffix("T"),
+            axis=1 - self._axis,
         )
 
     @cached_property
@@ -93,7 +97,11 @@ class StoredMatrix:
 
     def __getitem__(self, rows):
         """Return rows, given by a slice or by numbers, as a CSR array in memory."""
-        places = np.arange(self.shape[0])[rows]
+        if isinstance(rows, slice):  # not to list all rows for a few
+            chosen = range(self.shape[0])[rows]
+            places = np.arange(chosen.start, chosen.stop, chosen.step)
+        else:
+            places = np.arange(self.shape[0])[rows]
         if places.ndim != 1:
             raise IndexError("X[rows] takes a slice of the rows, or a list of their numbers.")
         starts, stops = (self.indptr[places + last].astype(np.int64) for last in (0, 1))

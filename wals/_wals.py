@@ -344,7 +344,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ----------
         X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             The matrix to factorise. A CSR matrix of floats is used without copying. What is not
-            known is left out: it is not stored, or 0 in a dense array, but not NaN.
+            known is left out: it is not stored, or 0 in a dense array, but not NaN. A matrix on
+            disk, from `wals.storage`, is trained from there.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -354,7 +355,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Non-negative weights E of the stored entries of X. A sparse matrix stores the same
-            positions as X.
+            positions as X, on disk if X is there.
 
         Returns
         -------
@@ -547,7 +548,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         Parameters
         ----------
         X : {array-like, sparse matrix}
-            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q).
+            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q). It
+            may be on disk, see `wals.storage`.
 
         axis : {0, 1}, default=0
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.

@@ -123,7 +123,7 @@ def write(blocks, path, *, shape=None, dtype=None):
         raise ValueError(f"shape must be the numbers of rows and columns, got {shape!r}.")
     if isinstance(blocks, StoredMatrix):
         blocks = blocks.blocks()
-    elif sp.issparse(blocks) or (isinstance(blocks, np.ndarray) and blocks.ndim == 2):
+    elif len(getattr(blocks, "shape", ())) == 2:
         blocks = [blocks]
     if isinstance(blocks, str | bytes) or not hasattr(blocks, "__iter__"):
         raise ValueError(f"blocks must be an iterable of matrices, got {type(blocks).__name__}.")
