@@ -3,6 +3,7 @@
     python benchmarks/storage.py                        # 300 million entries, about 12 GB of disk
     python benchmarks/storage.py --nnz 30_000_000
     python benchmarks/storage.py --large                # more than 2**31 entries at k = 2, 46 GB
+    python benchmarks/storage.py --factors              # more than 2**31 numbers of rows, 11 GB RAM
 
 Every step runs in a process of its own, of which the largest anonymous memory (RssAnon) is told
 beyond what it had when all was imported and compiled. Pages of files are no part of it: the system
@@ -157,6 +158,33 @@ def fit(options):
     }
 
 
+def factors(options):
+    """Compare rows at both ends of more than 2**31 numbers with those of a small matrix."""
+    WALS, _ = warmed_up(options.k)
+    few = sp.random_array((1000, 60), density=0.1, format="csr", dtype=np.float32, rng=0)
+    n, start = 2**31 // options.k + 1000, time.perf_counter()
+    indptr = np.zeros(n + 1, np.int32)
+    indptr[1:501] = few.indptr[1:501]
+    indptr[501:-500] = few.indptr[500]
+    indptr[-500:] = few.indptr[501:]
+    many = sp.csr_array((few.data, few.indices, indptr), (n, few.shape[1]))
+    # Of the first V, alone, so that rows without entries do not matter.
+    settings = {"max_iter": 1, "solver": "exact", "init": np.eye(60, options.k, dtype=np.float32)}
+    small = WALS(options.k, **settings).fit(few)
+    with Peak() as peak:
+        large = WALS(options.k, **settings).fit(many)
+    ends = np.concatenate([large.row_factors_[:500], large.row_factors_[-500:]])
+    difference = np.abs(ends - small.row_factors_).max() / np.abs(small.row_factors_).max()
+    assert difference < 1e-4, difference
+    assert not large.row_factors_[500:-500].any()
+    return {
+        "seconds": time.perf_counter() - start,
+        "shape of the factors": large.row_factors_.shape,
+        "anonymous": peak.bytes,
+        "relative difference": float(difference),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -164,13 +192,14 @@ def main():
     parser.add_argument("--nnz", type=int, default=300_000_000)
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--folder", default=".", help="where the matrix is written to")
-    parser.add_argument("--keep", action="store_true", help="leave the matrix there")
     parser.add_argument("--k", type=int, default=K)
     parser.add_argument("--solver", default="auto")
-    parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--in-memory", action="store_true")
-    parser.add_argument("--step", choices=("write", "read", "fit"), help=argparse.SUPPRESS)
-    parser.add_argument("--path", help=argparse.SUPPRESS)
+    for flag in ("--cold", "--in-memory"):
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    steps = ("write", "read", "fit", "factors")
+    parser.add_argument("--step", choices=steps, help=argparse.SUPPRESS)
+    parser.add_argument("--factors", action="store_true")
+    parser.add_argument("--path", help="write the matrix to this path, or use what is there")
     options = parser.parse_args()
     if options.step:
         result = globals()[options.step](options)
@@ -180,13 +209,15 @@ def main():
         options.nnz, options.k = 2**31 + 2**20, 2
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = options.path or f"{folder}/matrix"
-        steps = [("write", []), ("read", []), ("fit", ["--cold"]), ("fit", [])]
+        steps = [("write", []), ("fit", [])]
         if not options.large:
-            steps += [("fit", ["--in-memory"]), ("fit", ["--solver", "cg"])]
-            steps += [("fit", ["--solver", "cg", "--in-memory"])]
+            steps[1:] = [("read", []), ("fit", ["--cold"]), ("fit", []), ("fit", ["--in-memory"])]
         if os.path.exists(path):
             steps = steps[1:]
+        if options.factors:
+            steps, options.k = [("factors", [])], 128
         common = ["--nnz", str(options.nnz), "--k", str(options.k), "--path", path]
+        common += ["--solver", options.solver]
         common += ["--large"] * options.large
         for step, more in steps:
             command = [sys.executable, "-P", __file__, "--step", step, *common, *more]

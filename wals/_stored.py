@@ -194,10 +194,15 @@ def open_stored(path):
             for name, about in manifest["files"].items()
         }
         _check(arrays, manifest)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        said = str(error) if type(error) is ValueError else f"{MANIFEST} is damaged"
-        raise ValueError(f"{path}: {said}") from None
+    except _Damaged as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise ValueError(f"{path}: {MANIFEST} is damaged") from None
     return StoredMatrix(path, manifest, arrays, hashlib.sha256(written).hexdigest())
+
+
+class _Damaged(Exception):
+    """What is there does not fit together."""
 
 
 def _reopen(path, axis):
@@ -213,9 +218,9 @@ def _map(folder, name, dtype, length):
     try:
         size = os.path.getsize(path)
     except FileNotFoundError:
-        raise ValueError(f"{name} is missing") from None
+        raise _Damaged(f"{name} is missing") from None
     if size != length * dtype.itemsize:
-        raise ValueError(f"{name} has {size} bytes, not {length * dtype.itemsize}")
+        raise _Damaged(f"{name} has {size} bytes, not {length * dtype.itemsize}")
     if size:
         return np.asarray(np.memmap(path, dtype, "r", shape=(length,)))
     empty = np.empty(0, dtype)
@@ -228,15 +233,15 @@ def _check(arrays, manifest):
     nnz, lengths = manifest["nnz"], manifest["shape"]
     types = {arrays[f"{side}.data"].dtype for side in SIDES}
     if len(types) > 1 or not types <= {np.dtype("<f4"), np.dtype("<f8")}:
-        raise ValueError("its values are no floats")
+        raise _Damaged("its values are no floats")
     for side, n in zip(SIDES, lengths, strict=True):
         data, indices, indptr = (arrays[f"{side}.{part}"] for part in PARTS)
         if not {indices.dtype, indptr.dtype} <= {np.dtype("<i4"), np.dtype("<i8")}:
-            raise ValueError("its indices are no integers")
+            raise _Damaged("its indices are no integers")
         if not (len(data) == len(indices) == nnz and len(indptr) == n + 1):
-            raise ValueError("its files do not fit together")
+            raise _Damaged("its files do not fit together")
         if indptr[0] != 0 or indptr[-1] != nnz or (np.diff(indptr) < 0).any():
-            raise ValueError(f"{side}.indptr is damaged")
+            raise _Damaged(f"{side}.indptr is damaged")
 
 
 def _ids_of(arrays, side):

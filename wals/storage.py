@@ -52,8 +52,9 @@ def open(path):
     Raises
     ------
     ValueError
-        If there is none, or it is damaged. Lengths and row boundaries are checked, but not all that
-        is stored, which would take as long as to read it: that is what `StoredMatrix.verify` does.
+        If there is none, or it is damaged: lengths and row boundaries are checked. Of all that is
+        stored, that would take as long as to read it: it is what `StoredMatrix.verify` does, after
+        which no fit can crash on what a disk has spoilt.
     OSError
         If it cannot be read.
 
