@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
-from wals import WALS, checkpoint
+from wals import WALS, checkpoint, storage
 from wals.callbacks import EarlyStopping
 from wals.datasets import load_msweb, make_interactions
 from wals.model_selection import split_entries
@@ -263,3 +263,16 @@ def test_a_killed_fit_goes_on(tmp_path, how, solver):
     assert_same(resumed, model.fit(X))
     assert all(path.suffix == ".checkpoint" for path in tmp_path.iterdir())
     assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_matrix_on_disk_is_told_by_its_checksums(X, tmp_path, capsys):
+    stored = storage.write(X, tmp_path / "matrix")
+    expected = WALS(5, max_iter=4, random_state=0).fit(X)
+    model = WALS(5, max_iter=2, random_state=0, checkpoint_dir=tmp_path / "states", verbose=1)
+    model.fit(stored)
+    again = clone(model).set_params(max_iter=4)
+    assert_same(again.fit(storage.open(tmp_path / "matrix")), expected)
+    assert "goes on after iteration 2" in capsys.readouterr().out
+    other = storage.write(2 * X, tmp_path / "other")
+    clone(again).fit(other)
+    assert "goes on" not in capsys.readouterr().out

@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array, save_npz
 
 import wals
-from wals import WALS
+from wals import WALS, storage
 from wals.__main__ import _PROG, _clip, _split, main
 from wals.datasets import load_msweb, make_interactions
 from wals.interactions import read_interactions
@@ -444,3 +444,29 @@ def test_output_that_cannot_show_an_id(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "Row ? has" in result.stdout
+
+
+def test_storage(tmp_path, capsys):
+    path, folder = tmp_path / "log.csv", tmp_path / "matrix"
+    path.write_text("user,item,n\n" + "".join(f"u{i},i{i * i % 7},2\n" for i in range(50)))
+    lines, _ = run([path, "--storage", folder, "--ignore-values", *QUICK], capsys)
+    assert any(line.startswith("Quality") and "every row" in line for line in lines)
+    assert storage.open(folder).data.max() == 1
+    rows = [line for line in lines if line.startswith("Row u")]
+    assert len(rows) == 3
+    output = tmp_path / "model.joblib"
+    again, _ = run(["--storage", folder, "--output", output, *QUICK], capsys)
+    assert [line for line in again if line.startswith("Row u")] == rows
+    X, row_ids, col_ids = read_interactions(path, values=False)
+    model = joblib.load(output)
+    expected = WALS(4, max_iter=2, random_state=0).fit(X)
+    assert_array_equal(model.components_, expected.components_)
+    assert model.row_ids_.tolist() == row_ids.tolist()
+    assert model.col_ids_.tolist() == col_ids.tolist()
+    _, err = run([path, "--storage", folder], capsys, code=2)
+    assert "exists: remove it" in err[0]
+    _, err = run([path, "--storage", folder, "--test-rows", "3"], capsys, code=2)
+    assert "every row is trained on" in err[0]
+    storage.write(X, tmp_path / "bare")
+    lines, _ = run(["--storage", tmp_path / "bare", *QUICK], capsys)
+    assert sum(line.startswith("Row ") for line in lines) == 3

@@ -16,7 +16,7 @@ import joblib
 import numpy as np
 from scipy.sparse import csr_array
 
-from wals import WALS
+from wals import WALS, storage
 from wals._precompile import precompile
 from wals.datasets import load_msweb
 from wals.interactions import Interactions, read_interactions
@@ -124,6 +124,12 @@ def _parser():
         help="whether the first line of a text names the columns (default: detected)",
     )
     group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+    group.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="write the matrix to a new folder and train from there, for what is larger than "
+        "memory; without a FILE, train from what is there. Every row is trained on",
+    )
 
     # An option left out is not passed on, so that the defaults are the estimator's own.
     signature = inspect.signature(WALS).parameters
@@ -224,6 +230,8 @@ def _run(arguments):
     # Whatever can be wrong is found before a long training, not after it.
     model = _make_model(arguments)
     row_weights = _power_law(arguments, "row_exponent")
+    if arguments.test_rows and arguments.storage is not None:
+        raise ValueError("--test-rows: with --storage, every row is trained on")
     if (arguments.test_rows or 0) < 0:
         raise ValueError(f"--test-rows must not be negative, got {arguments.test_rows}")
     if arguments.output is not None:
@@ -233,7 +241,8 @@ def _run(arguments):
     with _timed("read", seconds), _caught() as notes:
         X, row_ids, col_ids = _read(arguments)
     n_rows, n_columns = X.shape
-    _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
+    source = arguments.file or arguments.storage
+    _say("Data", source or "Anonymous Microsoft Web Data, embedded in the package")
     for note in notes:
         _say("Note", _as_options(note))
     density = X.nnz / (n_rows * n_columns)
@@ -243,7 +252,10 @@ def _run(arguments):
     if arguments.test_rows is not None:
         n_test = arguments.test_rows
     with _timed("split", seconds):
-        test, train, seen, held_out = _split(X, n_test, arguments.seed)
+        if arguments.storage is None:
+            test, train, seen, held_out = _split(X, n_test, arguments.seed)
+        else:
+            test, train, seen, held_out = np.empty(0, int), X, X[:0], X[:0]
     text = "none, every row is trained on"
     if test.size:
         text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
@@ -286,11 +298,11 @@ def _run(arguments):
         if not is_better and held_out.data.max() > 0:
             _say("Hint", "try a stronger --regularization, fewer --components, or more data")
     else:
-        _say(
-            "Quality",
-            "not measured, for want of a test row: it takes two rows with entries, one of them "
-            "with two or more, and --test-rows other than 0",
-        )
+        why = "for want of a test row: it takes two rows with entries, one of them with two or more"
+        why += ", and --test-rows other than 0"
+        if arguments.storage is not None:
+            why = "since every row is trained on"
+        _say("Quality", f"not measured, {why}")
         test, seen, factors = np.arange(n_rows), train, model.row_factors_
         held_out = csr_array(train.shape, dtype=train.dtype)
     print()
@@ -352,11 +364,17 @@ def _read(arguments):
     if arguments.file is None:
         if options:
             raise ValueError(f"--{next(iter(options))} needs a FILE")
+        if arguments.storage is not None:
+            X = storage.open(arguments.storage)
+            ids = (X.row_ids, X.col_ids), map(np.arange, X.shape)
+            return X, *(own if given is None else given for given, own in zip(*ids, strict=True))
         X, titles = load_msweb(return_titles=True)
         return Interactions(X, np.arange(X.shape[0]), titles)
-    return read_interactions(
-        arguments.file, header=arguments.header, values=not arguments.ignore_values, **options
-    )
+    options |= {"header": arguments.header, "values": not arguments.ignore_values}
+    if arguments.storage is not None:
+        X = storage.write_interactions(arguments.file, arguments.storage, **options)
+        return X, X.row_ids, X.col_ids
+    return read_interactions(arguments.file, **options)
 
 
 def _split(X, n_test, seed):

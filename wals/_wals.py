@@ -37,6 +37,7 @@ from ._fitted import freeze, get_side, project, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
 from ._saving import SaveMixin
+from ._stored import StoredMatrix
 from ._validation import (
     as_matrix,
     check_axis,
@@ -378,7 +379,8 @@ class WALS(
         ----------
         X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             The matrix to factorise. A CSR matrix of floats is used without copying. What is not
-            known is left out: it is not stored, or 0 in a dense array, but not NaN.
+            known is left out: it is not stored, or 0 in a dense array, but not NaN. A matrix on
+            disk, from `wals.storage`, is trained from there.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -388,7 +390,7 @@ class WALS(
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Non-negative weights E of the stored entries of X. A sparse matrix stores the same
-            positions as X.
+            positions as X, on disk if X is there.
 
         Returns
         -------
@@ -431,12 +433,13 @@ class WALS(
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
         tasks = FitTasks(self, X, y, row_weights)
-        X = check_matrix(X, dtype=_DTYPES, estimator=self)
+        X = check_matrix(X, dtype=_DTYPES, estimator=self, stored=True)
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         C = self._check_col_weights(X)
         auto = self.solver == "auto"
-        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
+        stored = isinstance(X, StoredMatrix)
+        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None, stored=stored)
         U, V, drawn = self._start(*X.shape, X.dtype)
         checkpoints = None
         if self.checkpoint_dir is not None:
@@ -556,6 +559,7 @@ class WALS(
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X, indices, axis, weights):
         check_axis(axis)
+        X = as_matrix(X, "X")  # a batch is in memory
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
         X = self._check_items(X, axis)
@@ -591,7 +595,8 @@ class WALS(
         Parameters
         ----------
         X : {array-like, sparse matrix}
-            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q).
+            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q). It
+            may be on disk, see `wals.storage`.
 
         axis : {0, 1}, default=0
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.
@@ -901,7 +906,10 @@ class WALS(
 
     def _check_col_weights(self, X):
         if callable(self.col_weights):
-            counts = np.bincount(X.indices, minlength=X.shape[1])
+            if isinstance(X, StoredMatrix):
+                counts = np.diff(X.T.indptr)
+            else:
+                counts = np.bincount(X.indices, minlength=X.shape[1])
             return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
         return check_weights(self.col_weights, X.shape[1], "col_weights")
 
@@ -909,13 +917,15 @@ class WALS(
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
         dtype = self.components_.dtype
         if axis == 0:
-            return check_matrix(X, dtype=dtype, estimator=self, reset=False)
-        X = check_matrix(X, dtype=dtype)
+            return check_matrix(X, dtype=dtype, estimator=self, reset=False, stored=True)
+        X = check_matrix(X, dtype=dtype, stored=True)
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
                 "axis=1, X holds columns over the rows of the fit."
             )
+        if isinstance(X, StoredMatrix):
+            return X.T
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
     def _project(self, X, axis, weights, *, whole=False):

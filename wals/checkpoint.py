@@ -19,6 +19,7 @@ from ._alternate import Momentum, State, relative_decrease
 from ._core.compile import empty_lines
 from ._core.kernels import FACTORS
 from ._format import read, remove_leftovers, write
+from ._stored import StoredMatrix
 
 #: Changes with what a state consists of, and with what is made of it.
 _VERSION = 1
@@ -26,9 +27,12 @@ _KIND = "checkpoint"
 
 
 def digest(*arrays):
-    """Return a digest of the shapes, types and values of arrays."""
+    """Return a digest of the shapes, types and values of arrays, or of matrices on disk."""
     total = hashlib.sha256()
     for array in arrays:
+        if isinstance(array, StoredMatrix):
+            total.update(array.checksum.encode())
+            continue
         array = np.ascontiguousarray(array)
         total.update(f"{array.dtype.str}{array.shape}".encode())
         total.update(array.reshape(-1).view(np.uint8))
@@ -41,19 +45,20 @@ def make_key(model, X, weights, start):
     Parameters
     ----------
     model : WALS
-    X : CSR matrix
-    weights : sequence of ndarray or None
+    X : CSR matrix or StoredMatrix
+    weights : sequence of ndarray, StoredMatrix or None
         Of rows, columns and entries.
     start : sequence of ndarray or None
         Of rows and columns; None for what is drawn anew each time.
     """
+    parts = [X] if isinstance(X, StoredMatrix) else [X.data, X.indices, X.indptr]
     about = {
         "version": _VERSION,
         "n_components": int(model.n_components),
         "objective": model._objective(),
         "solver": model.solver,
         "init": model.init if isinstance(model.init, str) else None,
-        "X": [X.shape, digest(X.data, X.indices, X.indptr)],
+        "X": [X.shape, digest(*parts)],
         "weights": [None if array is None else digest(array) for array in weights],
         "start": [None if array is None else digest(array) for array in start],
     }

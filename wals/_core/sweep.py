@@ -82,6 +82,8 @@ class Side:
         Weights of the stored entries, in their order.
     n_others : int, default=None
         How many items the other side has, where X has only those columns that store anything.
+    room : callable, default=numpy.empty
+        Makes the array of what is kept of each stored entry, given its length and type.
 
     Attributes
     ----------
@@ -106,8 +108,10 @@ class Side:
         k,
         solver,
         n_threads,
+        *,
         entry_weights=None,
         n_others=None,
+        room=np.empty,
     ):
         (n, m), w0 = X.shape, objective.unobserved_weight
         m = m if n_others is None else n_others
@@ -132,7 +136,7 @@ class Side:
         self.mass += w0 * m
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
-        self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype)
+        self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
         self.factors, self.start = empty_lines((n, k), X.dtype), kernels.ZERO
 
     def _set_plan(self, solver):
@@ -240,8 +244,8 @@ class Side:
         return _data_loss(self.items, weights, w0, self.factors, fixed, self.n_threads)
 
 
-def empty_duals(n, nnz, dtype):
-    return kernels.Duals(np.empty(nnz, np.int8), np.empty(n, dtype))
+def empty_duals(n, nnz, dtype, room=np.empty):
+    return kernels.Duals(room(nnz, np.int8), np.empty(n, dtype))
 
 
 def _fix(turned, spectrum, scale, weights, w0, n_bytes, in_place, run):
@@ -317,7 +321,8 @@ def _data_loss(items, other_weights, w0, U, V, n_threads):
         square = gram(V, np.float64, run) if w0 > 0 else np.zeros((k, k))
         first = 0
         while first < n:
-            last = int(np.searchsorted(indptr, indptr[first] + _ENTRIES, side="right")) - 1
+            most = indptr.dtype.type(min(int(indptr[first]) + _ENTRIES, int(indptr[-1])))
+            last = int(np.searchsorted(indptr, most, side="right")) - 1
             rows = slice(first, min(max(last, first + 1), first + _ROWS, n))
             first, stored = rows.stop, slice(indptr[rows.start], indptr[rows.stop])
             u, of_row = U[rows], np.repeat(np.arange(rows.stop - rows.start), counts[rows])
@@ -360,12 +365,20 @@ def entries(items, other_weights, stored, weight):
 
 
 def make_sides(X, weights, entry_weights, objective, k, solver, n_threads):
-    """Return the rows of a CSR matrix and its columns, given both their weights, as two sides."""
-    Xt, transposed = transpose(X, n_threads=n_threads), None
-    if entry_weights is not None:
-        like_X = sp.csr_array((entry_weights, X.indices, X.indptr), X.shape)
-        transposed = transpose(like_X, n_threads=n_threads).data
+    """Return the rows of a matrix and its columns, given both their weights, as two sides.
+
+    Of a matrix on disk, the transpose is there, and so is whatever is kept of each stored entry.
+    """
+    E = entry_weights
+    if sp.issparse(X):
+        Xt, Et, room = transpose(X, n_threads=n_threads), None, np.empty
+        if E is not None:
+            like_X = sp.csr_array((E, X.indices, X.indptr), X.shape)
+            Et = transpose(like_X, n_threads=n_threads).data
+    else:
+        Xt, room = X.T, X.scratch
+        E, Et = (None, None) if E is None else (E.data, E.T.data)
     settings = objective, k, solver, n_threads
-    rows = Side(X, *weights, *settings, entry_weights=entry_weights)
-    cols = Side(Xt, *reversed(weights), *settings, entry_weights=transposed)
+    rows = Side(X, *weights, *settings, entry_weights=E, room=room)
+    cols = Side(Xt, *reversed(weights), *settings, entry_weights=Et, room=room)
     return rows, cols
