@@ -301,11 +301,13 @@ def _replacing(path):
         if fcntl is None:
             file.close()
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             file.close()
         with suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say whose
+            error.filename = path
         raise
     file.close()
     # Not all systems can sync a folder; the file is whole in any case.

@@ -47,6 +47,7 @@ from ._validation import (
     check_numbers,
     check_weights,
 )
+from ._vectors import item_vectors
 from .checkpoint import Checkpoints, make_key
 
 _DTYPES = [np.float64, np.float32]
@@ -808,6 +809,41 @@ class WALS(
         0.1012 0.1012
         """
         return explain(self, x, column, n, weight)
+
+    def item_vectors(self, metric="dot"):
+        """Return the factors of the columns as an index for vector search wants them.
+
+        Parameters
+        ----------
+        metric : {"dot", "cosine"}, default="dot"
+            What the index is to rank by: the inner product, as `recommend` does, or the cosine, as
+            `similar` does. For the cosine they are scaled to a norm of 1, so that an index of inner
+            products ranks by it.
+
+        Returns
+        -------
+        vectors : ndarray of shape (q, n_components)
+            By falling norm of the factors, since many indexes find more if the longest come first.
+            Factors of 0, which are neither recommended nor similar to anything, are left out. A
+            copy, in C order.
+
+        columns : ndarray of shape (q,), int64
+            The columns that they belong to.
+
+        Examples
+        --------
+        >>> from wals import WALS
+        >>> from wals.datasets import load_msweb
+        >>> X = load_msweb()
+        >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X)
+        >>> vectors, columns = model.item_vectors()
+        >>> nearest = columns[(vectors @ model.row_factors_[0]).argsort()[::-1]]
+        >>> nearest[:3].tolist()
+        [1, 0, 2]
+        >>> model.recommend(X[:1], n=3, exclude_seen=False)[0].tolist()
+        [[1, 0, 2]]
+        """
+        return item_vectors(self, metric)
 
     def score(self, X, y=None, *, row_weights=None):
         """Return minus the RWSE of X after projecting its rows: greater is better.

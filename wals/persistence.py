@@ -1,6 +1,7 @@
 """Models on disk, without pickle."""
 
 import json
+import os
 import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
@@ -207,6 +208,8 @@ def _encode(value, name, arrays):
     elif kind is datetime and type(value.tzinfo) in _ZONES:
         zone = _ZONES[type(value.tzinfo)](value.tzinfo)
         content = [value.replace(tzinfo=None).isoformat(), value.fold, zone]
+    elif isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif kind in _CLASSES.values():
         content = _encode_model(value, name, arrays)
     elif kind is np.random.RandomState and value.get_state()[0] == "MT19937":
