@@ -265,13 +265,16 @@ def test_opens_nothing_else(tmp_path):
 # --------------------------------------------------------------------------------------- failures
 
 
-def test_failing_source(X, tmp_path):
-    def blocks():
-        yield X[:100]
-        raise KeyError("gone")
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, MemoryError])
+def test_failing_source(X, error, tmp_path):
+    def failing(part):
+        yield part
+        raise error("gone")
 
-    with pytest.raises(KeyError, match="gone"):
-        storage.write(blocks(), tmp_path / "m")
+    with pytest.raises(error, match="gone"):
+        storage.write(failing(X[:100]), tmp_path / "m")
+    with pytest.raises(error, match="gone"):
+        storage.write_interactions(failing([("a", 1)]), tmp_path / "m")
     assert os.listdir(tmp_path) == []
     assert_same(storage.write(X, tmp_path / "m"), X)
 

@@ -140,7 +140,8 @@ def read_interactions(
     Notes
     -----
     Texts of more than a few megabytes are cut by pyarrow, polars or pandas where one of them is
-    installed, with the same result.
+    installed, with the same result. `wals.storage.write_interactions` reads what does not fit into
+    memory.
 
     What becomes of some texts, as the user, the item and the value of each interaction:
 

@@ -179,8 +179,8 @@ def write_interactions(
 
     Notes
     -----
-    A text that is irregular, in quotes say, or compressed interactions of a single user that are
-    more than memory holds, are not read in bounded memory.
+    A text that is irregular, in its quotes say, is held in memory, and so are all interactions of
+    one user at a time. On disk, interactions take up to 48 bytes each before the matrix is written.
 
     Examples
     --------
