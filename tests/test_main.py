@@ -20,7 +20,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array, save_npz
 
 import wals
-from wals import WALS, Recommender, __main__, _output, _progress
+from wals import WALS, Recommender, __main__, _format, _output, _progress, storage
 from wals.__main__ import _PROG, _clip, _split, _split_by_time, main
 from wals.datasets import load_msweb, make_interactions
 from wals.interactions import read_interactions
@@ -615,10 +615,10 @@ def test_parquet_needs_pyarrow_before_the_training(npz, tmp_path, capsys, monkey
     assert err == [f"{_PROG}: error: --recommend {tmp_path / 'a.parquet'}: {said}"]
     os.mkfifo(tmp_path / "a.csv")
     _, err = run([npz, "--recommend", tmp_path / "a.csv"], capsys, code=2)
-    assert err[0].endswith("is there already, and no file")
-    monkeypatch.setattr(_output, "open", lambda *_: os.rmdir(tmp_path / "x"), raising=False)
+    assert err[0].endswith("not a file that can be replaced")
+    monkeypatch.setattr(_format, "open", lambda *_: os.rmdir(tmp_path / "x"), raising=False)
     _, err = run([npz, "--recommend", tmp_path / "b.csv"], capsys, code=2)
-    assert err[0].endswith(f"no file can be made in {tmp_path}: No such file or directory")
+    assert err == [f"{_PROG}: error: --recommend {tmp_path / 'b.csv'}: No such file or directory"]
 
 
 # ------------------------------------------------------------------------------------------- times
@@ -747,3 +747,35 @@ def test_no_progress_of_short_work_or_in_a_pipe(npz, tmp_path, capsys, monkeypat
     terminal.isatty = lambda: False
     run(options, capsys)
     assert not terminal.getvalue()
+
+
+def test_storage(tmp_path, capsys):
+    path, folder = tmp_path / "log.csv", tmp_path / "matrix"
+    path.write_text("user,item,n\n" + "".join(f"u{i},i{i * i % 7},2\n" for i in range(50)))
+    lines, _ = run([path, "--storage", folder, "--ignore-values", *QUICK], capsys)
+    assert any(line.startswith("Quality") and "every row" in line for line in lines)
+    assert storage.open(folder).data.max() == 1
+    rows = [line for line in lines if line.startswith("Row u")]
+    assert len(rows) == 3
+    output = tmp_path / "model.joblib"
+    again, _ = run(["--storage", folder, "--output", output, *QUICK], capsys)
+    assert [line for line in again if line.startswith("Row u")] == rows
+    X, row_ids, col_ids = read_interactions(path, values=False)
+    model = joblib.load(output)
+    expected = WALS(4, max_iter=2, random_state=0).fit(X)
+    assert_array_equal(model.components_, expected.components_)
+    assert model.row_ids_.tolist() == row_ids.tolist()
+    assert model.col_ids_.tolist() == col_ids.tolist()
+    _, err = run([path, "--storage", folder], capsys, code=2)
+    assert "exists: remove it" in err[0]
+    _, err = run([path, "--storage", folder, "--test-rows", "3"], capsys, code=2)
+    assert "every row is trained on" in err[0]
+    _, err = run([path, "--storage", folder, "--split", "time"], capsys, code=2)
+    assert "--split: with --storage, every row is trained on" in err[0]
+    options = [*QUICK, "--row-exponent", "-0.5", "--recommend"]
+    run(["--storage", folder, *options, tmp_path / "a.csv"], capsys)
+    run([path, "--ignore-values", *options, tmp_path / "b.csv", "--test-rows", "0"], capsys)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+    storage.write(X, tmp_path / "bare")
+    lines, _ = run(["--storage", tmp_path / "bare", *QUICK], capsys)
+    assert sum(line.startswith("Row ") for line in lines) == 3

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from wals import WALS
 from wals._core import ranking
-from wals._core.ranking import rank
+from wals._core.ranking import rank, round_factors
 from wals.weights import power_law
 
 DTYPES = [np.float32, np.float64]
@@ -58,11 +58,14 @@ def test_rank_is_exact_with_ties(q, m, k, n, dtype, n_threads):
     columns = np.random.default_rng(1).permutation(m)[: m // 2]
     for chosen in (None, columns):
         for left_out in (None, seen):
-            ranked, scores = rank(U, V, n, columns=chosen, seen=left_out, n_threads=n_threads)
             expected = best(scores_of(U, V, columns=chosen, seen=left_out), n)
-            assert_array_equal(ranked, expected[0])
-            assert_array_equal(scores, expected[1])
-            assert (ranked.dtype, scores.dtype) == (np.int64, dtype)
+            for rounded in (None, lambda: round_factors(V)):
+                ranked, scores = rank(
+                    U, V, n, columns=chosen, seen=left_out, rounded=rounded, n_threads=n_threads
+                )
+                assert_array_equal(ranked, expected[0])
+                assert_array_equal(scores, expected[1])
+                assert (ranked.dtype, scores.dtype) == (np.int64, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -90,10 +93,34 @@ def test_rank_rules_out_nothing_that_belongs(dtype, decay, monkeypatch):
             assert np.all(np.diff(scores, axis=1) <= 0)
 
 
-def test_rank_at_the_ends_of_the_range():
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("norm", [1e-40, 1e-20, 1.0, 1e15, 1e18])
+@pytest.mark.parametrize("tails", [None, 0.3, 3])
+def test_rounded_factors_rule_out_nothing_that_belongs(dtype, norm, tails):
+    rng = np.random.default_rng(0)
+    U, V = rng.normal(size=(30, 19)).astype(dtype), rng.normal(size=(3001, 19))
+    V *= norm * (1 if tails is None else rng.pareto(tails, size=V.shape).clip(0, 1e3))
+    V[::7] = 0
+    V = V.astype(dtype)
+    rounded = round_factors(V)
+    off = V @ U.T.astype(np.float64)
+    off -= (rounded.steps[:3001, None] * rounded.codes[:3001, :19].astype(dtype)) @ U.T
+    some = V.any(axis=1)
+    assert_array_equal(rounded.errors >= 0, np.append(some, np.zeros(7, bool)))
+    lengths = np.linalg.norm(U.astype(np.float64), axis=1)
+    assert np.all(np.abs(off[some]) <= rounded.errors[:3001][some, None] * lengths)
+    expected = rank(U, V, 20, n_threads=1)
+    for ours, theirs in zip(
+        rank(U, V, 20, rounded=lambda: rounded, n_threads=2), expected, strict=True
+    ):
+        assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("rounded", [None, round_factors])
+def test_rank_at_the_ends_of_the_range(rounded):
     U = np.float32([[1e-30, 0], [0, 1e30]])
     V = np.float32([[1e-30, 0], [0, 0], [1e-25, 1e5], [0, 1e-25]])
-    ranked, scores = rank(U, V, 3, n_threads=1)
+    ranked, scores = rank(U, V, 3, rounded=rounded and (lambda: rounded(V)), n_threads=1)
     assert_array_equal(ranked, [[0, 2, 3], [2, 3, 0]])
     assert_array_equal(scores[1], np.float32([1e35, 1e5, 0]))
 

@@ -1,5 +1,6 @@
 """The contract of the estimator: input of every kind, errors, and what a failure leaves behind."""
 
+import pickle
 import re
 from itertools import pairwise
 
@@ -772,11 +773,78 @@ def test_penalty_after_growth(X, model, axis):
 
 
 def test_partial_fit_on_read_only_factors(X, model):
+    """Those that somebody else owns are copied."""
     model.fit(X)
-    for array in (model.row_factors_, model.components_):
+    theirs = {name: getattr(model, name).copy() for name in ("row_factors_", "components_")}
+    for name, array in theirs.items():
         array.flags.writeable = False
-    model.partial_fit(X[:2], indices=[0, 1])
-    assert model.row_factors_.flags.writeable
+        setattr(model, name, array)
+    before = {name: array.copy() for name, array in theirs.items()}
+    model.partial_fit(2 * X[:2], indices=[0, 1])
+    assert not np.array_equal(model.row_factors_, before["row_factors_"])
+    for name, array in theirs.items():
+        assert_array_equal(array, before[name])
+
+
+def test_factors_are_replaced_and_not_written_to(X, model):
+    model.fit(X)
+    before = model.transform(X)
+    for factors in (model.components_, model.row_factors_, model.col_factors_):
+        with pytest.raises(ValueError, match="read-only"):
+            factors[0] = 1
+    model.components_ = 2 * model.components_
+    other = clone(model).fit(X)
+    other.components_ = 2 * other.components_
+    doubled = model.transform(X)
+    assert not np.array_equal(doubled, before)
+    assert_array_equal(doubled, other.transform(X))
+    assert_array_equal(doubled, pickle.loads(pickle.dumps(other)).transform(X))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_known_of_factors_ends_with_them(X, model, axis, dtype):
+    """What transform and recommend keep is that of the present factors, in the same memory."""
+    X = X.astype(dtype)
+    model.fit(X)
+    memory = model.row_factors_ if axis == 0 else model.components_
+    for scale in (2, 3):
+        for fixed in (0, 1):
+            model.transform(X, axis=fixed)
+        model.recommend(X[:3])
+        items = (X[:, :5] if axis else X[:5]) * dtype(scale)
+        model.partial_fit(items, indices=np.arange(5), axis=axis)
+        assert np.shares_memory(memory, model.row_factors_ if axis == 0 else model.components_)
+        fresh = pickle.loads(pickle.dumps(model))
+        for fixed in (0, 1):
+            assert_array_equal(model.transform(X, axis=fixed), fresh.transform(X, axis=fixed))
+        for ours, theirs in zip(model.recommend(X[:3]), fresh.recommend(X[:3]), strict=True):
+            assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("w0", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_row_is_solved_as_many_are(w0, dtype):
+    """Of few rows, the factors of those columns alone are turned that they store."""
+    rng = np.random.default_rng(0)
+    X = sp.random_array((300, 400), density=0.05, format="csr", dtype=dtype, rng=rng)
+    model = WALS(
+        12,
+        unobserved_weight=w0,
+        col_weights=rng.uniform(0.5, 2, 400),
+        regularization=0.1,
+        max_iter=2,
+        random_state=0,
+    ).fit(X)
+    weights = rng.uniform(0.5, 2, 300)
+    expected = model.transform(X, weights=weights)
+    for i in (0, 7, 299):
+        assert_array_equal(model.transform(X[[i]], weights=weights[[i]])[0], expected[i])
+    assert_array_equal(model.transform(sp.csr_array((2, 400), dtype=dtype)), np.zeros((2, 12)))
+    model.set_params(regularization_exponent=0.7)  # of which the least is taken out of all systems
+    expected = model.transform(X, weights=weights)
+    some = model.transform(X[:3], weights=weights[:3])
+    assert_allclose(some, expected[:3], rtol=50 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.utils import gen_batches
 
-from wals import WALS
+from wals import WALS, storage
 from wals._callback_support import ITERATION
 from wals._output import check_output, table_writer
 from wals._precompile import precompile
@@ -135,6 +135,12 @@ def _parser():
         help="whether the first line of a text names the columns (default: detected)",
     )
     group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+    group.add_argument(
+        "--storage",
+        metavar="DIR",
+        help="write the matrix to a new folder and train from there, for what is larger than "
+        "memory; without a FILE, train from what is there. Every row is trained on",
+    )
 
     # An option left out is not passed on, so that the defaults are the estimator's own.
     signature = inspect.signature(WALS).parameters
@@ -258,6 +264,9 @@ def _run(arguments):
     # Whatever can be wrong is found before a long training, not after it.
     model = _make_model(arguments)
     row_weights = _power_law(arguments, "row_exponent")
+    if arguments.storage is not None and (arguments.test_rows or arguments.split):
+        option = "--test-rows" if arguments.test_rows else "--split"
+        raise ValueError(f"{option}: with --storage, every row is trained on")
     if (arguments.test_rows or 0) < 0:
         raise ValueError(f"--test-rows must not be negative, got {arguments.test_rows}")
     _check_outputs(arguments)
@@ -268,7 +277,8 @@ def _run(arguments):
         times = _times(content, arguments.split)
     X, row_ids, col_ids = content
     n_rows, n_columns = X.shape
-    _say("Data", arguments.file or "Anonymous Microsoft Web Data, embedded in the package")
+    source = arguments.file or arguments.storage
+    _say("Data", source or "Anonymous Microsoft Web Data, embedded in the package")
     for note in notes:
         _say("Note", _as_options(note))
     density = X.nnz / (n_rows * n_columns)
@@ -278,8 +288,11 @@ def _run(arguments):
         n_test = arguments.test_rows
         if n_test is None:
             n_test = min(max(n_rows // 10, 1) if times is None else n_rows, _MOST_TEST_ROWS)
-        if times is None:
-            start, (test, train, seen, held_out) = None, _split(X, n_test, arguments.seed)
+        start = None
+        if arguments.storage is not None:
+            test, train, seen, held_out = np.empty(0, int), X, X[:0], X[:0]
+        elif times is None:
+            test, train, seen, held_out = _split(X, n_test, arguments.seed)
         else:
             start, test, train, seen, held_out = _split_by_time(X, times, n_test, arguments.seed)
     text = "none, every row is trained on"
@@ -336,11 +349,10 @@ def _run(arguments):
         needed = "two rows with entries, one of them with two or more"
         if times is not None:
             needed = f"a row with entries before {start} and later ones"
-        _say(
-            "Quality",
-            f"not measured, for want of a test row: it takes {needed}, and --test-rows other "
-            "than 0",
-        )
+        why = f"for want of a test row: it takes {needed}, and --test-rows other than 0"
+        if arguments.storage is not None:
+            why = "since every row is trained on"
+        _say("Quality", f"not measured, {why}")
         test, seen, factors = np.arange(n_rows), train, model.row_factors_
         held_out = csr_array(train.shape, dtype=train.dtype)
     print()
@@ -424,11 +436,17 @@ def _read(arguments):
     if arguments.file is None:
         if options:
             raise ValueError(f"--{next(iter(options))} needs a FILE")
+        if arguments.storage is not None:
+            X = storage.open(arguments.storage)
+            ids = (X.row_ids, X.col_ids), map(np.arange, X.shape)
+            return X, *(own if given is None else given for given, own in zip(*ids, strict=True))
         X, titles = load_msweb(return_titles=True)
         return Interactions(X, np.arange(X.shape[0]), titles)
-    return read_interactions(
-        arguments.file, header=arguments.header, values=not arguments.ignore_values, **options
-    )
+    options |= {"header": arguments.header, "values": not arguments.ignore_values}
+    if arguments.storage is not None:
+        X = storage.write_interactions(arguments.file, arguments.storage, **options)
+        return X, X.row_ids, X.col_ids
+    return read_interactions(arguments.file, **options)
 
 
 def _times(content, split):

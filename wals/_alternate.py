@@ -43,6 +43,8 @@ class State:
         How many rows and columns had a singular system in the last sweep.
     losses, rwses, seconds : list of float
         After every sweep.
+    least_data_loss : float
+        So far.
     """
 
     def __init__(self, V, col_penalty, sum_weights, verbose):
@@ -52,6 +54,7 @@ class State:
         self.penalties = {"rows": 0.0, "columns": col_penalty}
         self.n_singular = {"rows": 0, "columns": 0}
         self.losses, self.rwses, self.seconds = [], [], []
+        self.least_data_loss = np.inf
         self.started = time.perf_counter()
 
     @property
@@ -85,13 +88,6 @@ class State:
                 f"  RWSE {self.rwses[-1]:.6f}  {self.seconds[-1]:7.2f} s"
             )
 
-    def relative_decrease(self):
-        """Return that of the loss over the last iteration."""
-        if len(self.losses) < 4:
-            return np.inf
-        before, now = self.losses[-3], self.losses[-1]
-        return (before - now) / before if before > 0 else 0.0
-
 
 class Momentum:
     """Nesterov's extrapolation of one side between iterations, restarted when the loss rises.
@@ -118,7 +114,15 @@ class Momentum:
         self.frame, self.loss = frame.copy(), loss
 
 
-def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
+def relative_decrease(losses):
+    """Return that of the losses after each sweep over the last iteration."""
+    if len(losses) < 4:
+        return np.inf
+    before, now = losses[-3], losses[-1]
+    return (before - now) / before if before > 0 else 0.0
+
+
+def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks, checkpoints=None):
     """Run iterations, which change the state and the factors of both sides.
 
     Parameters
@@ -133,6 +137,8 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
     n_threads : int
     tasks : FitTasks
         Is told of every iteration, and may end the fit.
+    checkpoints : Checkpoints, default=None
+        Writes the state, of which all is in it.
 
     Returns
     -------
@@ -141,25 +147,28 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks):
     """
     cols.factors = state.V
     may_be_rough = auto and rows.objective.unobserved_weight > 0
-    least = np.inf  # data loss so far
     while state.n_iter < max_iter:
         tasks.begin_iteration()
         n_iter = state.n_iter + 1
         if auto and n_iter > 1:
             state.momentum.extrapolate(state.V, state.frame, state.losses[-1], n_threads)
             state.penalties["columns"] = cols.penalty()
-        rough = may_be_rough and state.relative_decrease() > ROUGH_UNTIL
+        rough = may_be_rough and relative_decrease(state.losses) > ROUGH_UNTIL
         for name, side, other in (("rows", rows, cols), ("columns", cols, rows)):
             # Those of rows are found anew; where a sweep starts from duals, nothing reads them, but
             # for a data loss that is small, or may be soon.
             spend = side is cols and rows.start == DUALS
-            spend = spend and n_iter > 1 and least > 10 * side.least_data_loss
+            spend = spend and n_iter > 1 and state.least_data_loss > 10 * side.least_data_loss
             swept = side.sweep(other.factors, rough=rough, frame=state.frame, spend=spend)
             data_loss = side.data_loss(swept, other.factors)
-            least = min(least, data_loss)
+            state.least_data_loss = min(state.least_data_loss, data_loss)
             state.add(name, swept, data_loss, n_iter)
-        stopped = tasks.end_iteration(lambda: state.snapshot(n_threads))
-        if stopped or (tol > 0 and state.relative_decrease() < tol):
+        ended = tasks.end_iteration(lambda: state.snapshot(n_threads))
+        ended = ended or (tol > 0 and relative_decrease(state.losses) < tol)
+        if checkpoints is not None:
+            last = ended or state.n_iter == max_iter
+            checkpoints.save(state, rows, cols, tasks, last=last)
+        if ended:
             return True
     return tol == 0
 

@@ -59,6 +59,17 @@ class Observer:
         """
         raise NotImplementedError
 
+    def remember(self, estimator):
+        """Return what a fit that is resumed after this iteration has to know, as JSON can say it.
+
+        Its "key" tells callbacks apart that observe other things.
+        """
+        raise NotImplementedError
+
+    def recall(self, estimator, remembered):
+        """Take it up where `remember` was called, and return whether the fit was to stop there."""
+        raise NotImplementedError
+
 
 class FitTasks:
     """The tasks of a fit for its callbacks: the fit and, inside it, each iteration.
@@ -86,6 +97,7 @@ class FitTasks:
 
     def __init__(self, estimator, X, y, row_weights):
         self.kept = self.root = self.cols = self.attributes_of = None
+        self.observers = []
         callbacks = getattr(estimator, "_skl_callbacks", ())
         if not callbacks:
             return
@@ -115,6 +127,25 @@ class FitTasks:
         return self.iteration.call_on_fit_task_end(
             **self.about, reconstruction_attributes=lambda: self.attributes_of(snapshot())
         )
+
+    def remember(self):
+        """Return what `recall` takes."""
+        return [observer.remember(self.about["estimator"]) for observer in self.observers]
+
+    def recall(self, remembered, kept):
+        """Go on after an iteration of an earlier fit, if that had the same observers.
+
+        Returns
+        -------
+        stop : bool
+            Whether the fit ended there.
+        """
+        keys = [observer.remember(self.about["estimator"])["key"] for observer in self.observers]
+        if [one["key"] for one in remembered] != keys:
+            return False
+        self.kept = kept
+        pairs = zip(self.observers, remembered, strict=True)
+        return any([observer.recall(self.about["estimator"], one) for observer, one in pairs])
 
     def end(self):
         if self.root is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from wals._columns import LARGEST, dates
 from wals._encoding import factorize
 
-__all__ = ["Unusual", "fast_reader", "read_blocks"]
+__all__ = ["Unusual", "cut_blocks", "fast_reader", "read_blocks"]
 
 _LARGE = 1 << 21  # bytes from which on the import of another library pays
 _BLOCK = 1 << 25  # bytes that are held at a time
@@ -48,27 +48,44 @@ def read_blocks(file, dialect, read):
     Returns
     -------
     rows, row_keys, cols, col_keys, values, times : ndarray, list of str or None
-        The columns, as in Table; None for a small text.
+        The columns, as in Table.
 
     Raises
     ------
     Unusual
-        If the text is not as regular as it must be.
+        If the text is small, or not as regular as it must be.
+    """
+    codes = defaultdict(count().__next__), defaultdict(count().__next__)
+    parts = [], [], [], []
+    for *ids, values, times in cut_blocks(file, dialect, read):
+        for part, code, (numbers, keys) in zip(parts, codes, ids, strict=False):
+            lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
+            part.append(lookup[numbers])
+        for part, column in ((parts[2], values), (parts[3], times)):
+            if column is not None:
+                part.append(column)
+    rows, cols, values, times = (_joined(part) for part in parts)
+    return rows, list(codes[0]), cols, list(codes[1]), values, times
+
+
+def cut_blocks(file, dialect, read):
+    """Yield the columns of each block of a text: those of ids as numbers and what they stand for.
+
+    Parameters and errors are those of `read_blocks`.
     """
     if dialect.encoding != "utf-8-sig" or len(dialect.delimiter) > 1:
         raise Unusual
-    codes = defaultdict(count().__next__), defaultdict(count().__next__)
-    parts = [], [], [], []
+    empty = True
     for block in _blocks(file, dialect.skip):
         if block is None:
-            return None
+            raise Unusual
         _check(block, dialect)
         n_lines = block.count(b"\n") + (not block.endswith(b"\n"))
         try:
             *ids, values, times = read(block, dialect)
         except Exception as error:  # whatever the library objects to
             raise Unusual from error
-        for part, code, (numbers, keys) in zip(parts, codes, ids, strict=False):
+        for numbers, keys in ids:
             longest = max(map(len, keys), default=0)
             if (
                 numbers.size != n_lines
@@ -76,21 +93,14 @@ def read_blocks(file, dialect, read):
                 or not all(map(str.strip, keys))
             ):
                 raise Unusual
-            lookup = np.fromiter(map(code.__getitem__, keys), np.int32, len(keys))
-            part.append(lookup[numbers])
-        for part, column, largest in (
-            (parts[2], values, LARGEST),
-            (parts[3], times, np.finfo(float).max),
-        ):
-            if column is None:
-                continue
-            if column.dtype.kind == "f" and not (np.abs(column) <= largest).all():
+        for column, largest in ((values, LARGEST), (times, np.finfo(float).max)):
+            is_real = column is not None and column.dtype.kind == "f"
+            if is_real and not (np.abs(column) <= largest).all():
                 raise Unusual
-            part.append(column)
-    if not parts[0]:
+        empty = False
+        yield *ids, values, times
+    if empty:
         raise Unusual
-    rows, cols, values, times = (_joined(part) for part in parts)
-    return rows, list(codes[0]), cols, list(codes[1]), values, times
 
 
 def _joined(part):

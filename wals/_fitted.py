@@ -1,12 +1,23 @@
-"""The two sides of a fitted model: arrays that items are projected on, and that may grow."""
+"""The two sides of a fitted model: arrays that items are projected on, and that may grow.
 
+Their factors are read-only, so that what was computed of them once holds as long as they are there.
+"""
+
+import weakref
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
-from ._core.parallel import effective_n_threads
-from ._core.sweep import Side
+from ._core.linalg import in_panels
+from ._core.parallel import effective_n_threads, parallel_section
+from ._core.passes import NS_PRODUCT
+from ._core.ranking import round_factors
+from ._core.sweep import Side, eigenbasis
+from ._saving import is_mapped
 
+#: Where items have fewer entries than this for each item of the other side, it is not turned whole.
+_SPARSE = 0.5
 _NAMES = (
     ("row_factors_", "row_weights_", "_row_mass"),
     ("components_", "col_weights_", "_col_mass"),
@@ -33,13 +44,116 @@ def set_side(model, axis, side):
     vars(model).update(zip(_NAMES[axis], arrays, strict=True))
 
 
+class _Known:
+    """What was computed of factors that nobody writes to."""
+
+    def __init__(self, factors, writable=None):
+        place = id(factors)
+        self.factors = weakref.ref(factors, lambda _: _known.pop(place, None))
+        self.writable = writable  # the same memory, if it is the model's own
+        self.eigenbases, self.rounded = {}, None
+
+
+#: By the id of the attribute of a model.
+_known = {}
+
+
+def _recall(factors):
+    """Return what is known of read-only factors, a new `_Known` if that is nothing."""
+    known = _known.get(id(factors))
+    if known is None or known.factors() is not factors:
+        known = _Known(factors)
+        if not factors.flags.writeable:
+            _known[id(factors)] = known
+    return known
+
+
+def freeze(model):
+    """Make the factors of a fitted model read-only, in place."""
+    for name, *_ in _NAMES:
+        factors = vars(model).get(name)
+        if isinstance(factors, np.ndarray) and factors.flags.writeable:
+            frozen = factors.view()
+            frozen.flags.writeable = False
+            _known[id(frozen)] = _Known(frozen, None if is_mapped(factors) else factors)
+            vars(model)[name] = frozen
+
+
+def _thaw(factors):
+    """Return the same memory to write to, None if it is not the model's own to write to.
+
+    The pages of a map are those of the file, or of other processes.
+    """
+    known = _known.pop(id(factors), None)
+    if known is None or known.factors() is not factors:
+        return factors if factors.flags.writeable and not is_mapped(factors) else None
+    return known.writable
+
+
+def known_eigenbasis(model, axis):
+    """Return the eigenbasis of a side, which is computed once; None if w0 = 0, and none is used."""
+    w0, n_threads = float(model.unobserved_weight), effective_n_threads(model.n_jobs)
+    if w0 == 0:
+        return None
+    factors = getattr(model, _NAMES[axis][0])
+    known = _recall(factors)
+    basis = known.eigenbases.get(w0)
+    if basis is None:
+        V = factors if axis == 0 else factors.T
+        with parallel_section(n_threads, NS_PRODUCT * V.size * V.shape[1]) as run:
+            basis = eigenbasis(V, w0, np.float64, run)
+        basis = basis._replace(panels=(in_panels(basis.Q), in_panels(basis.Q.T)))
+        known.eigenbases = {w0: basis}  # what another thread has found meanwhile is the same
+    return basis
+
+
+def known_rounded(model):
+    """Return the rounded factors of the columns, which are made once, see `rank`."""
+    known = _recall(model.components_)
+    if known.rounded is None:
+        known.rounded = round_factors(model.components_.T)
+    return known.rounded
+
+
 def as_side(model, X, axis, weights):
     """Return the rows of X, which are items of a side of a model, to be solved exactly."""
     other = get_side(model, 1 - axis)
-    n_threads = effective_n_threads(model.n_jobs)
-    return Side(
-        X, weights, other.weights, model._objective(), other.factors.shape[1], "exact", n_threads
-    )
+    return _as_side(model, X, weights, other.weights, len(other.factors))
+
+
+def project(model, X, axis, weights, *, whole=False):
+    """Solve the rows of X, which are items of a side of a model, exactly.
+
+    Parameters
+    ----------
+    model : WALS
+    X : CSR matrix of shape (q, m)
+    axis : {0, 1}
+    weights : ndarray of shape (q,)
+    whole : bool, default=False
+        Whether the columns of `side` have to be those of X.
+
+    Returns
+    -------
+    side : Side
+    swept : Swept
+    """
+    other, basis = get_side(model, 1 - axis), known_eigenbasis(model, 1 - axis)
+    factors, other_weights = other.factors, other.weights
+    if not whole and X.nnz < _SPARSE * len(factors):
+        columns, places = np.unique(X.indices, return_inverse=True)
+        X = sp.csr_array(
+            (X.data, places.astype(X.indices.dtype), X.indptr), (X.shape[0], len(columns))
+        )
+        factors, other_weights = factors[columns], other_weights[columns]
+    side = _as_side(model, X, weights, other_weights, len(other.factors))
+    return side, side.sweep(factors, basis=basis)
+
+
+def _as_side(model, X, weights, other_weights, n_others):
+    n_threads, k = effective_n_threads(model.n_jobs), model.components_.shape[0]
+    settings = model._objective(), k, "exact", n_threads
+    return Side(X, weights, other_weights, *settings, n_others=n_others)
 
 
 def store(model, axis, indices, X, solved):
@@ -68,7 +182,10 @@ def store(model, axis, indices, X, solved):
         solved.n_threads,
     ).mass
     missing = max(0, indices.max(initial=-1) + 1 - known)
-    if missing or not all(array.flags.writeable for array in side):
+    owned = [_thaw(getattr(model, name)) for name in _NAMES[axis]]
+    if not missing and all(array is not None for array in owned):
+        side = FittedSide(owned[0] if axis == 0 else owned[0].T, *owned[1:])
+    else:
         empty = w0 * len(other.factors)
         side = FittedSide(
             np.pad(side.factors, [(0, missing), (0, 0)]),
@@ -80,7 +197,8 @@ def store(model, axis, indices, X, solved):
     mass = other.mass + w0 * missing
     mass += added - w0 * np.count_nonzero(new)
     set_side(model, axis, side)
-    set_side(model, 1 - axis, other._replace(mass=mass))
+    setattr(model, _NAMES[1 - axis][2], mass)
+    freeze(model)
     if axis == 1:
         model.n_features_in_ = len(side.factors)
         if missing:

@@ -12,7 +12,7 @@ _ROOT = Path("/")
 _PROC = Path("proc/self")
 
 
-def check_memory(X, k, *, auto, entry_weights):
+def check_memory(X, k, *, auto, entry_weights, stored=False):
     """Raise MemoryError if a fit of a matrix cannot fit into the memory that it may use.
 
     Parameters
@@ -24,6 +24,8 @@ def check_memory(X, k, *, auto, entry_weights):
         Whether dual coefficients are kept, and two sets of factors of columns.
     entry_weights : bool
         Whether there are weights of the entries.
+    stored : bool, default=False
+        Whether X is on disk, and so is whatever else has the size of its entries.
 
     Raises
     ------
@@ -31,10 +33,11 @@ def check_memory(X, k, *, auto, entry_weights):
         With what it needs at least, beyond X, and what there is.
     """
     (n, m), item, index = X.shape, X.dtype.itemsize, X.indices.itemsize
+    nnz = 0 if stored else X.nnz
     needs = {
-        "the transpose": X.nnz * (item * (1 + entry_weights) + index),
+        "the transpose": nnz * (item * (1 + entry_weights) + index),
         "the factors": (n + m * (3 if auto else 2)) * k * item,
-        "the dual coefficients": 2 * X.nnz if auto else 0,
+        "the dual coefficients": 2 * nnz if auto else 0,
         "a system of each component with all": 8 * 4 * k**2,
         "weights of rows and columns": 8 * 8 * (n + m),
     }

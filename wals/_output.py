@@ -3,9 +3,9 @@
 import csv
 import io
 import os
-import secrets
-import stat
 from contextlib import contextmanager, suppress
+
+from ._format import replacing
 
 __all__ = ["check_output", "table_writer"]
 
@@ -79,15 +79,14 @@ def check_output(path):
                 "writing Parquet needs pyarrow (pip install wals[parquet])"
             ) from error
     try:
-        if not stat.S_ISREG(os.stat(os.path.realpath(path)).st_mode):
-            raise ValueError("is there already, and no file")
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # of a name that is too long, say
+        with suppress(_Tried), replacing(path):
+            raise _Tried
+    except OSError as error:
         raise ValueError(f"{error.strerror}") from error
-    file, temporary = _new_beside(path)
-    file.close()
-    os.unlink(temporary)
+
+
+class _Tried(Exception):
+    """A file could be made, but is not wanted yet."""
 
 
 @contextmanager
@@ -97,36 +96,16 @@ def table_writer(path):
     The file takes the place of one that is there when all is written, and in one step. If anything
     is raised, what was there stays.
     """
-    file, temporary = _new_beside(path)
-    try:
-        with file:
-            table = _FORMATS[_suffix(path)](file)
-            try:
-                yield table.write
-            except BaseException:
-                with suppress(Exception):
-                    table.close()
-                raise
-            table.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, os.path.realpath(path))
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with replacing(path) as file:
+        table = _FORMATS[_suffix(path)](file)
+        try:
+            yield table.write
+        except BaseException:
+            with suppress(Exception):
+                table.close()
+            raise
+        table.close()
 
 
 def _suffix(path):
     return os.path.splitext(path)[1].lower()
-
-
-def _new_beside(path):
-    """Return a new file in the folder of another, or of what that links to, and its path."""
-    folder = os.path.dirname(os.path.realpath(path))
-    temporary = os.path.join(folder, f".wals-{secrets.token_hex(8)}.tmp")
-    try:
-        # Unlike those of tempfile, with the permissions of any other file.
-        return open(temporary, "xb"), temporary
-    except OSError as error:
-        raise ValueError(f"no file can be made in {folder}: {error.strerror}") from error

@@ -1,6 +1,8 @@
 """Read the columns of Parquet files: one, or the parts in a folder."""
 
 import os
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -8,65 +10,113 @@ from wals._columns import LARGEST, N_SAMPLED, choose_columns, dates
 from wals._encoding import encode_arrow
 from wals._text import Table
 
-__all__ = ["read_parquet"]
+__all__ = ["parquet_parts", "read_parquet"]
+
+#: Rows that are read at a time, where not all are.
+_ROWS = 2**20
 
 
 def read_parquet(path, options, *, last):
     """Read a Parquet file, or the parts in a folder; parameters as of `read_text`."""
+    with _in_one_line(path) as pa:
+        tables = []
+        for content, needed in _contents(path, options):
+            tables.append(content.read(columns=needed.names))
+        table = pa.concat_tables(tables, promote_options="permissive")
+        return _as_table(table, needed, options, last)
+
+
+def parquet_parts(path, options, *, last):
+    """Yield what `read_parquet` reads, some rows at a time, each with numbers of its own."""
+    with _in_one_line(path) as pa:
+        n_read = 0
+        for content, needed in _contents(path, options):
+            for batch in content.iter_batches(_ROWS, columns=needed.names):
+                if batch.num_rows:
+                    table = pa.Table.from_batches([batch])
+                    yield _as_table(table, needed, options, last, first=n_read + 1)
+                n_read += batch.num_rows
+
+
+@contextmanager
+def _in_one_line(path):
+    """Give PyArrow, whose errors take several lines."""
     try:
         import pyarrow as pa
-        from pyarrow import parquet
     except ImportError as error:
         raise ImportError(
             f"{path}: reading Parquet needs pyarrow (pip install wals[parquet])"
         ) from error
     try:
-        parts, names, chosen, notes = [], None, None, []
-        for part in _parts(path):
-            # An open file: PyArrow itself would take a path for an address.
-            with open(part, "rb") as file:
-                content = parquet.ParquetFile(file)
-                found = content.schema_arrow.names
-                if names is None:
-                    names = found
-                    chosen, notes = _choose(content, names, options)
-                    needed = [names[place] for place in chosen.values() if place is not None]
-                elif found != names:
-                    raise ValueError(
-                        f"part {os.path.basename(part)} has the columns {', '.join(found)}, not "
-                        f"{', '.join(names)} as the first part"
-                    )
-                parts.append(content.read(columns=needed))
-        table = pa.concat_tables(parts, promote_options="permissive")
-        if not table.num_rows:
-            raise ValueError("is empty")
-        columns = {
-            role: None if place is None else table.column(names[place])
-            for role, place in chosen.items()
-        }
-        (rows, row_keys), (cols, col_keys) = (
-            _ids(columns[role], role, names[chosen[role]]) for role in ("user", "item")
-        )
-        values = None
-        if columns["value"] is not None:
-            values = columns["value"].cast(pa.float64(), safe=False).to_numpy()
-            bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
-            if bad.size:
-                raise ValueError(
-                    f"row {bad[0] + 1}: value {values[bad[0]]} is not a finite float32"
-                )
+        yield pa
     except pa.ArrowException as error:
         raise ValueError(str(error).splitlines()[0]) from error
+
+
+class _Needed(NamedTuple):
+    """The columns to read."""
+
+    names: list
+    roles: dict  # of user, item, value, time the name, or None
+    notes: list
+
+
+def _contents(path, options):
+    """Yield each part, open, and what is needed of it."""
+    from pyarrow import parquet
+
+    names = needed = None
+    for part in _parts(path):
+        # An open file: PyArrow itself would take a path for an address.
+        with open(part, "rb") as file:
+            content = parquet.ParquetFile(file)
+            found = content.schema_arrow.names
+            if names is None:
+                names = found
+                chosen, notes = _choose(content, names, options)
+                roles = {
+                    role: None if place is None else names[place] for role, place in chosen.items()
+                }
+                needed = _Needed(
+                    [name for name in roles.values() if name is not None], roles, notes
+                )
+            elif found != names:
+                raise ValueError(
+                    f"part {os.path.basename(part)} has the columns {', '.join(found)}, not "
+                    f"{', '.join(names)} as the first part"
+                )
+            yield content, needed
+
+
+def _as_table(table, needed, options, last, first=1):
+    """Return the columns of an Arrow table, whose first row errors call `first`."""
+    import pyarrow as pa
+
+    if not table.num_rows:
+        raise ValueError("is empty")
+    roles, notes = needed.roles, needed.notes
+    columns = {role: None if name is None else table.column(name) for role, name in roles.items()}
+    (rows, row_keys), (cols, col_keys) = (
+        _ids(columns[role], role, roles[role], first) for role in ("user", "item")
+    )
+    values = None
+    if columns["value"] is not None:
+        values = columns["value"].cast(pa.float64(), safe=False).to_numpy()
+        bad = np.flatnonzero(~(np.abs(values) <= LARGEST))
+        if bad.size:
+            raise ValueError(
+                f"row {bad[0] + first}: value {values[bad[0]]} is not a finite float32"
+            )
     times = None
     if columns["time"] is not None:
         try:
-            times = _times(columns["time"])
+            times = _times(columns["time"], first)
         except (ValueError, pa.ArrowException) as error:
-            said = f"column {names[chosen['time']]!r} holds no times ({error})"
+            said = f"column {roles['time']!r} holds no times ({error})"
             if options["time"] is not None or last:
                 raise ValueError(said) from None
             notes.append(f"{said}; it is left out")
-    called = names[chosen["user"]], names[chosen["item"]]
+    called = roles["user"], roles["item"]
     return Table(rows, row_keys, cols, col_keys, values, times, notes, called)
 
 
@@ -103,7 +153,7 @@ def _choose(content, names, options):
     return choose_columns(names, samples, given, values=options["values"])
 
 
-def _ids(column, role, name):
+def _ids(column, role, name, first):
     """Return the codes and the keys of a column of integers or strings."""
     from pyarrow import types
 
@@ -116,22 +166,22 @@ def _ids(column, role, name):
     if not (is_text or types.is_integer(column.type)):
         raise ValueError(f"column {name!r} holds {column.type}, neither integers nor strings")
     if column.null_count:
-        row = column.is_null().to_numpy().argmax() + 1
+        row = column.is_null().to_numpy().argmax() + first
         raise ValueError(f"row {row}: the {role} is missing")
     codes, keys = encode_arrow(column)
     if not is_text:
         return codes, keys.to_numpy()
     keys = keys.to_pylist()
     if blank := [code for code, key in enumerate(keys) if not key.strip()]:
-        raise ValueError(f"row {np.isin(codes, blank).argmax() + 1}: the {role} is missing")
+        raise ValueError(f"row {np.isin(codes, blank).argmax() + first}: the {role} is missing")
     return codes, keys
 
 
-def _times(column):
+def _times(column, first):
     from pyarrow import types
 
     if column.null_count:
-        raise ValueError(f"row {column.is_null().to_numpy().argmax() + 1} has none")
+        raise ValueError(f"row {column.is_null().to_numpy().argmax() + first} has none")
     kind = column.type
     if types.is_temporal(kind) and not (types.is_timestamp(kind) or types.is_date(kind)):
         raise ValueError(f"but {kind}")

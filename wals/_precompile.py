@@ -26,8 +26,9 @@ def precompile(dtype):
     X = sp.csr_array(np.eye(9, 8, dtype=dtype) + np.eye(9, 8, 1, dtype=dtype))
     model = WALS(2, max_iter=3, random_state=0).fit(X)
     model.inverse_transform(model.transform(X), pattern=X)
-    for rows, candidates in ((X, None), (X, X), (sp.vstack([X] * 8, format="csr"), None)):
-        model.recommend(rows, candidates=candidates)  # of few rows, of positions, of many rows
+    for rows, candidates in ((X, None), (X, [0]), (X, X), (sp.vstack([X] * 8, format="csr"), None)):
+        # Of few rows, all columns or some; of positions; of many rows.
+        model.recommend(rows, candidates=candidates)
     if np.dtype(dtype) == np.float32:  # few numbers are not rounded
         V, scale = np.ones((8, 2), dtype), np.ones(2)
         with parallel_section(1, 0) as run:

@@ -11,7 +11,7 @@ from ._core.parallel import effective_n_threads, parallel_section
 from ._core.passes import NS_PRODUCT, gram
 from ._core.ranking import rank
 from ._core.sweep import entries
-from ._fitted import as_side, get_side
+from ._fitted import as_side, get_side, known_rounded
 from ._validation import as_csr, check_axis, check_numbers, check_weights, refuse_masked
 
 #: Rows whose factors are held at once.
@@ -38,7 +38,7 @@ def recommend(model, X, n, exclude_seen, candidates, factors, weights):
     q = X.shape[0] if factors is None else len(factors)
     if X is not None and X.shape[0] != q:
         raise ValueError(f"X has {X.shape[0]} rows, but factors have {q}.")
-    weights = check_weights(weights, q, "weights")
+    weights = None if weights is None else check_weights(weights, q, "weights")
     if sp.issparse(exclude_seen):
         seen = _check_pattern(exclude_seen, (q, m), "exclude_seen")
     elif isinstance(exclude_seen, bool | np.bool_):
@@ -52,14 +52,19 @@ def recommend(model, X, n, exclude_seen, candidates, factors, weights):
     n_threads = effective_n_threads(model.n_jobs)
     ranked, scores = np.empty((q, n), np.int64), np.empty((q, n), model.components_.dtype)
     for batch in gen_batches(q, _BATCH):
-        U = model._project(X[batch], 0, weights[batch])[0].factors if factors is None else factors
-        U = U if factors is None else U[batch]
+        if factors is None:
+            rows = X if q <= _BATCH else X[batch]
+            given = None if weights is None else weights[batch]
+            U = model._project(rows, 0, given)[0].factors
+        else:
+            U = factors[batch]
         ranked[batch], scores[batch] = rank(
             U,
             model.components_.T,
             n,
             columns=candidates[batch] if sp.issparse(candidates) else candidates,
-            seen=None if seen is None else seen[batch],
+            seen=seen if seen is None or q <= _BATCH else seen[batch],
+            rounded=lambda: known_rounded(model),
             n_threads=n_threads,
         )
     return ranked, scores

@@ -14,9 +14,9 @@ from itertools import count, islice
 import numpy as np
 
 from wals._columns import LARGEST, N_SAMPLED, NUMBER, choose_columns, dates, is_known, normalise
-from wals._fast_text import Unusual, fast_reader, read_blocks
+from wals._fast_text import Unusual, cut_blocks, fast_reader, read_blocks
 
-__all__ = ["Table", "read_text"]
+__all__ = ["Table", "integers_if_all", "read_text", "text_parts"]
 
 _HEAD = 1 << 16  # bytes that are looked at
 _CHUNK = 1 << 8  # lines that are held at a time: more would keep the garbage collector busy
@@ -91,11 +91,33 @@ def read_text(path, suffix, options, *, last):
     if (reader := fast_reader()) is not None:
         try:
             with _open(path) as file:
-                columns = read_blocks(file, dialect, reader)
-            if columns is not None:
-                return _table(*columns, dialect.notes, dialect.names)
+                return _table(*read_blocks(file, dialect, reader), dialect.notes, dialect.names)
         except Unusual:
             pass
+    return _read_slowly(path, dialect)
+
+
+def text_parts(path, suffix, options, *, last):
+    """Yield a text part by part, each as a Table; parameters as of `read_text`.
+
+    None tells that the parts before are to be forgotten: the text is unusual, and one part follows.
+    Ids are strings; `integers_if_all` of all of them is what `read_text` returns.
+    """
+    with _open(path) as file:
+        dialect = _sniff(file, suffix, options, last)
+    if (reader := fast_reader()) is not None:
+        try:
+            with _open(path) as file:
+                for *ids, values, times in cut_blocks(file, dialect, reader):
+                    (rows, row_keys), (cols, col_keys) = (_stripped(*side) for side in ids)
+                    yield Table(rows, row_keys, cols, col_keys, values, times, dialect.notes)
+            return
+        except Unusual:
+            yield None
+    yield _read_slowly(path, dialect)
+
+
+def _read_slowly(path, dialect):
     try:
         return _read_lines(path, dialect)
     except UnicodeError as error:
@@ -112,11 +134,11 @@ def _open(path):
 
 def _table(rows, row_keys, cols, col_keys, values, times, notes, names):
     (rows, row_keys), (cols, col_keys) = _stripped(rows, row_keys), _stripped(cols, col_keys)
-    row_keys, col_keys = _integers_if_all(row_keys), _integers_if_all(col_keys)
+    row_keys, col_keys = integers_if_all(row_keys), integers_if_all(col_keys)
     return Table(rows, row_keys, cols, col_keys, values, times, notes, names)
 
 
-def _integers_if_all(ids):
+def integers_if_all(ids):
     """Turn strings into an array of int64 if each is an integer in its usual form."""
     try:
         numbers = np.fromiter(map(int, ids), np.int64, len(ids))

@@ -8,6 +8,8 @@ import scipy.sparse as sp
 from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
+from ._stored import ENTRIES, StoredMatrix, slices
+
 #: What tells NumPy that an object is an array, or a library that it is a table.
 _PROTOCOLS = ("__array__", "__array_interface__", "__dlpack__", "__dataframe__")
 #: Formats that arrays of positions and values make up; in the others nothing is stored twice.
@@ -16,7 +18,9 @@ _LISTED = ("csr", "csc", "coo", "bsr")
 _WIDE = {"b": np.int64, "i": np.int64, "u": np.uint64}
 
 
-def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **options):
+def check_matrix(
+    X, *, dtype="numeric", estimator=None, reset=True, name="X", stored=False, **options
+):
     """Return whatever stands for a matrix as canonical CSR: the one way in.
 
     Values are converted before duplicates are summed. Masked elements are not stored.
@@ -31,9 +35,15 @@ def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **
         Its number and names of columns are checked, or set if `reset`.
     reset : bool, default=True
     name : str, default="X"
+    stored : bool, default=False
+        Whether X may be a `StoredMatrix`, which is returned as it is.
     **options
         See `sklearn.utils.check_array`.
     """
+    if estimator is not None and not reset and not options and _is_checked(X, dtype, estimator):
+        return as_csr(X)
+    if stored and isinstance(X, StoredMatrix):
+        return _check_stored(X, dtype, estimator, reset, name)
     X = _converted(as_matrix(X, name), dtype)
     options = {"accept_sparse": True, "dtype": dtype} | options
     try:
@@ -49,10 +59,41 @@ def check_matrix(X, *, dtype="numeric", estimator=None, reset=True, name="X", **
     return as_csr(checked)
 
 
+def _is_checked(X, dtype, estimator):
+    """Return whether a matrix passes all checks, most of which take longer than to solve a row."""
+    return (
+        sp.issparse(X)
+        and X.format == "csr"
+        and X.dtype == dtype
+        and X.ndim == 2
+        and X.shape[0] > 0
+        and X.shape[1] == estimator.n_features_in_ > 0
+        and not hasattr(estimator, "feature_names_in_")
+        and bool(np.isfinite(X.data).all())
+    )
+
+
+def _check_stored(X, dtype, estimator, reset, name):
+    """Return a stored matrix, of which no other precision can be had."""
+    if X.dtype not in (dtype if isinstance(dtype, list) else [dtype]):
+        raise ValueError(
+            f"{name} is stored as {X.dtype}, but {np.dtype(dtype)} is needed: wals.storage.write("
+            f"{name}, path, dtype={np.dtype(dtype).name!r}) converts it."
+        )
+    if estimator is not None:
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+    return X
+
+
 def as_matrix(X, name):
     """Return X, its masked elements set to 0; raise an error if it is no matrix in memory."""
     if sp.issparse(X):
         return X
+    if isinstance(X, StoredMatrix):
+        raise TypeError(
+            f"{name} is on disk, and is needed in memory: pass one of {name}.blocks() after the "
+            f"other, or {name}[:]."
+        )
     kind, is_array = type(X).__name__, any(hasattr(X, protocol) for protocol in _PROTOCOLS)
     if not is_array and hasattr(X, "X") and hasattr(X, "var"):
         raise TypeError(
@@ -160,9 +201,11 @@ def check_weights(weights, n, name):
     """Return weights as a float64 array of shape (n,)."""
     if callable(weights):
         raise ValueError(f"{name} must be numbers, not a function: call it on the counts first.")
+    if weights is None:
+        return np.ones(n)
     refuse_masked(weights, name)
-    if weights is None or np.ndim(weights) == 0:
-        weights = np.full(n, 1.0 if weights is None else weights)
+    if np.ndim(weights) == 0:
+        weights = np.full(n, weights)
     weights = check_numbers(weights, name, ensure_2d=False, dtype=np.float64, copy=True)
     if weights.shape != (n,):
         raise ValueError(f"{name} has shape {weights.shape}, but {(n,)} is needed.")
@@ -172,8 +215,13 @@ def check_weights(weights, n, name):
     return weights
 
 
-def check_entry_weights(weights, X):
-    """Return the weights of the stored entries of X, in their order."""
+def check_entry_weights(weights, X, first=0):
+    """Return the weights of the stored entries of X, in their order, or stored as X is.
+
+    Errors call the first row `first`.
+    """
+    if isinstance(X, StoredMatrix) or isinstance(weights, StoredMatrix):
+        return _check_stored_weights(weights, X)
     weights = _converted(weights, X.dtype)
     weights = check_numbers(weights, "entry_weights", accept_sparse=True, dtype=X.dtype)
     if weights.shape != X.shape:
@@ -190,10 +238,25 @@ def check_entry_weights(weights, X):
         weights = weights[np.repeat(np.arange(X.shape[0]), np.diff(X.indptr)), X.indices]
     if weights.min(initial=0) < 0:
         t = int(np.argmin(weights))
-        i = int(np.searchsorted(X.indptr, t, side="right")) - 1
+        i = int(np.searchsorted(X.indptr, t, side="right")) - 1 + first
         raise ValueError(
             f"Negative weight in entry_weights: {weights[t]} at row {i}, column {X.indices[t]}."
         )
+    return weights
+
+
+def _check_stored_weights(weights, X):
+    if not (isinstance(X, StoredMatrix) and isinstance(weights, StoredMatrix)):
+        raise ValueError(
+            "Of X and entry_weights, both must be stored or none: wals.storage.write stores."
+        )
+    if (weights.shape, weights.dtype) != (X.shape, X.dtype):
+        raise ValueError(
+            f"entry_weights is {weights.dtype} of shape {weights.shape}, but X is {X.dtype} of "
+            f"shape {X.shape}."
+        )
+    for rows in slices(X.indptr, ENTRIES):
+        check_entry_weights(weights[rows], X[rows], first=rows.start)
     return weights
 
 

@@ -3,8 +3,9 @@
 The loop of a fit is in `_alternate`, the numbers are in `_core`.
 """
 
+import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,7 +18,11 @@ from sklearn.base import (
 )
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state, gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
@@ -28,9 +33,11 @@ from ._core.parallel import effective_n_threads
 from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
-from ._fitted import as_side, get_side, store
+from ._fitted import freeze, get_side, project, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
+from ._saving import SaveMixin
+from ._stored import StoredMatrix
 from ._validation import (
     as_matrix,
     check_axis,
@@ -40,11 +47,19 @@ from ._validation import (
     check_numbers,
     check_weights,
 )
+from ._vectors import item_vectors
+from .checkpoint import Checkpoints, make_key
 
 _DTYPES = [np.float64, np.float32]
 
 
-class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class WALS(
+    SaveMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
     r"""Weighted alternating least squares factorization of a sparse matrix.
 
     A sparse matrix A of n samples (users, documents, ...) and m features (items, terms, ...) is
@@ -159,6 +174,18 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     verbose : int, default=0
         1 prints a line per iteration, 2 a line per sweep.
 
+    checkpoint_dir : str or path-like, default=None
+        A folder where `fit` keeps its state, so that the same fit goes on where it was interrupted,
+        and ends with the same factors to the bit. It is made if it is not there. None keeps
+        nothing. Any number of fits can share a folder: what a fit finds is told by its data,
+        weights and parameters, but for `max_iter`, `tol`, `n_jobs`, `verbose` and callbacks, so
+        that a larger `max_iter` trains on. With ``random_state=None``, the last one of such fits
+        is gone on with. A fit that has ended leaves its last two states, which may be deleted.
+
+    checkpoint_every : int, default=1
+        The number of iterations between two states. They are written while the next iteration
+        runs.
+
     Attributes
     ----------
     components_ : ndarray of shape (n_components, n_features)
@@ -270,6 +297,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
+        "checkpoint_dir": [None, str, os.PathLike],
+        "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
     }
 
     # With metadata routing, Pipeline.score hands sample_weight=None to every final step, and
@@ -294,6 +323,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_jobs=None,
         random_state=None,
         verbose=0,
+        checkpoint_dir=None,
+        checkpoint_every=1,
     ):
         self.n_components = n_components
         self.unobserved_weight = unobserved_weight
@@ -310,6 +341,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     # ------------------------------------------------------------------------------- scikit-learn
 
@@ -318,6 +351,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        freeze(self)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "components_")
@@ -343,7 +380,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ----------
         X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             The matrix to factorise. A CSR matrix of floats is used without copying. What is not
-            known is left out: it is not stored, or 0 in a dense array, but not NaN.
+            known is left out: it is not stored, or 0 in a dense array, but not NaN. A matrix on
+            disk, from `wals.storage`, is trained from there.
 
         y : Ignored
             Not used, present for API consistency by convention.
@@ -353,7 +391,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Non-negative weights E of the stored entries of X. A sparse matrix stores the same
-            positions as X.
+            positions as X, on disk if X is there.
 
         Returns
         -------
@@ -396,43 +434,55 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
         tasks = FitTasks(self, X, y, row_weights)
-        X = check_matrix(X, dtype=_DTYPES, estimator=self)
+        X = check_matrix(X, dtype=_DTYPES, estimator=self, stored=True)
         R = check_weights(row_weights, X.shape[0], "row_weights")
         E = None if entry_weights is None else check_entry_weights(entry_weights, X)
         C = self._check_col_weights(X)
         auto = self.solver == "auto"
-        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
+        stored = isinstance(X, StoredMatrix)
+        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None, stored=stored)
         U, V, drawn = self._start(*X.shape, X.dtype)
+        checkpoints = None
+        if self.checkpoint_dir is not None:
+            start = (None, None) if drawn and self.random_state is None else (U, V)
+            key = make_key(self, X, (R, C, E), start)
+            checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every, key)
         n_threads = effective_n_threads(self.n_jobs)
         settings = self._objective(), self.n_components, self.solver, n_threads
         rows, cols = make_sides(X, (R, C), E, *settings)
-        if U is not None:
-            rows.factors, rows.start = U, FACTORS
-        elif drawn and self.init == "svd":
-            V = spectral_start(rows, cols, V)
-        cols.factors, cols.start = V, FACTORS
-        state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
         tasks.cols = cols
         tasks.attributes_of = lambda state: self._attributes(
             rows, cols, state, np.empty_like(rows.factors)
         )
-        ended = alternate(
-            rows,
-            cols,
-            state,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            auto=auto,
-            n_threads=n_threads,
-            tasks=tasks,
-        )
-        n_iter = state.n_iter
-        if tasks.kept is None:
-            state.settle(n_threads)
-        else:
-            state = tasks.kept
-            state.verbose = self.verbose
-        fitted = self._attributes(rows, cols, state, rows.factors)
+        with checkpoints or nullcontext():
+            state, ended = State(V, 0.0, rows.mass.sum(), self.verbose), None
+            limits = {"max_iter": self.max_iter, "tol": self.tol}
+            if checkpoints is not None:
+                ended = checkpoints.resume(state, rows, cols, tasks, **limits)
+            if ended is None:
+                if U is not None:
+                    rows.factors, rows.start = U, FACTORS
+                elif drawn and self.init == "svd":
+                    V = spectral_start(rows, cols, V)
+                cols.factors, cols.start = V, FACTORS
+                state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
+            ended = ended or alternate(
+                rows,
+                cols,
+                state,
+                auto=auto,
+                n_threads=n_threads,
+                tasks=tasks,
+                checkpoints=checkpoints,
+                **limits,
+            )
+            n_iter = state.n_iter
+            if tasks.kept is None:
+                state.settle(n_threads)
+            else:
+                state = tasks.kept
+                state.verbose = self.verbose
+            fitted = self._attributes(rows, cols, state, rows.factors)
         warn_singular(state.n_singular.values(), X.shape)
         if not ended:
             warnings.warn(
@@ -441,6 +491,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 stacklevel=4,
             )
         vars(self).update(fitted)
+        freeze(self)
         tasks.end()
 
     def _attributes(self, rows, cols, state, U):
@@ -467,7 +518,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         To feed all rows in batches, and then all columns in batches, is one iteration of `fit`.
         The attributes that describe a whole fit (`loss_`, `rwse_`, `loss_curve_`, `rwse_curve_`,
         `seconds_`) are removed, since they no longer hold. The factors are changed in place unless
-        the model grows.
+        the model grows, or they are read-only or mapped from a file.
 
         A model that is not fitted starts from random factors, also with ``init="svd"``, which needs
         to see all data.
@@ -509,6 +560,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X, indices, axis, weights):
         check_axis(axis)
+        X = as_matrix(X, "X")  # a batch is in memory
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
         X = self._check_items(X, axis)
@@ -544,7 +596,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         Parameters
         ----------
         X : {array-like, sparse matrix}
-            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q).
+            Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q). It
+            may be on disk, see `wals.storage`.
 
         axis : {0, 1}, default=0
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.
@@ -757,6 +810,41 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         return explain(self, x, column, n, weight)
 
+    def item_vectors(self, metric="dot"):
+        """Return the factors of the columns as an index for vector search wants them.
+
+        Parameters
+        ----------
+        metric : {"dot", "cosine"}, default="dot"
+            What the index is to rank by: the inner product, as `recommend` does, or the cosine, as
+            `similar` does. For the cosine they are scaled to a norm of 1, so that an index of inner
+            products ranks by it.
+
+        Returns
+        -------
+        vectors : ndarray of shape (q, n_components)
+            By falling norm of the factors, since many indexes find more if the longest come first.
+            Factors of 0, which are neither recommended nor similar to anything, are left out. A
+            copy, in C order.
+
+        columns : ndarray of shape (q,), int64
+            The columns that they belong to.
+
+        Examples
+        --------
+        >>> from wals import WALS
+        >>> from wals.datasets import load_msweb
+        >>> X = load_msweb()
+        >>> model = WALS(n_components=16, max_iter=5, random_state=0).fit(X)
+        >>> vectors, columns = model.item_vectors()
+        >>> nearest = columns[(vectors @ model.row_factors_[0]).argsort()[::-1]]
+        >>> nearest[:3].tolist()
+        [1, 0, 2]
+        >>> model.recommend(X[:1], n=3, exclude_seen=False)[0].tolist()
+        [[1, 0, 2]]
+        """
+        return item_vectors(self, metric)
+
     def score(self, X, y=None, *, row_weights=None):
         """Return minus the RWSE of X after projecting its rows: greater is better.
 
@@ -798,7 +886,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         check_is_fitted(self)
         check_axis(axis)
         X = self._check_items(X, axis)
-        side, swept = self._project(X, axis, weights)
+        side, swept = self._project(X, axis, weights, whole=True)
         fixed = get_side(self, 1 - axis)
         data_loss = side.data_loss(swept, fixed.factors)
         penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
@@ -854,7 +942,10 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     def _check_col_weights(self, X):
         if callable(self.col_weights):
-            counts = np.bincount(X.indices, minlength=X.shape[1])
+            if isinstance(X, StoredMatrix):
+                counts = np.diff(X.T.indptr)
+            else:
+                counts = np.bincount(X.indices, minlength=X.shape[1])
             return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
         return check_weights(self.col_weights, X.shape[1], "col_weights")
 
@@ -862,23 +953,30 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
         dtype = self.components_.dtype
         if axis == 0:
-            return check_matrix(X, dtype=dtype, estimator=self, reset=False)
-        X = check_matrix(X, dtype=dtype)
+            return check_matrix(X, dtype=dtype, estimator=self, reset=False, stored=True)
+        X = check_matrix(X, dtype=dtype, stored=True)
         if X.shape[0] != len(self.row_factors_):
             raise ValueError(
                 f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
                 "axis=1, X holds columns over the rows of the fit."
             )
+        if isinstance(X, StoredMatrix):
+            return X.T
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
-    def _project(self, X, axis, weights):
+    def _project(self, X, axis, weights, *, whole=False):
         """Solve the rows of X exactly, and return them as a side, and what the sweep told."""
-        self._validate_params()
-        side = as_side(self, X, axis, check_weights(weights, X.shape[0], "weights"))
-        swept = side.sweep(get_side(self, 1 - axis).factors)
+        parameters = {name: getattr(self, name) for name in _PROJECTING}
+        validate_parameter_constraints(_PROJECTING, parameters, type(self).__name__)
+        weights = check_weights(weights, X.shape[0], "weights")
+        side, swept = project(self, X, axis, weights, whole=whole)
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         warn_singular(n_singular, (X.shape[0],) * 2)
         return side, swept
+
+
+#: The parameters that a projection depends on, and what they may be.
+_PROJECTING = {name: WALS._parameter_constraints[name] for name in (*Objective._fields, "n_jobs")}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import numpy as np
 from ._callback_support import ITERATION, Observer
 from ._validation import as_csr, check_matrix
 from ._wals import WALS
+from .checkpoint import digest
 from .model_selection import _PREDICTION, _RANKING, _rank, _without, holdout_scorer
 
 __all__ = ["EarlyStopping"]
@@ -188,6 +189,44 @@ class EarlyStopping(Observer):
         scores.append(self._score(model))
         return self.restore_best and _best(scores) == len(scores)
 
+    def remember(self, estimator):
+        """Return what a fit that is resumed has to know.
+
+        Parameters
+        ----------
+        estimator : WALS
+            The estimator that is fitted.
+
+        Returns
+        -------
+        remembered : dict
+        """
+        matrices = [(X.data, X.indices, X.indptr) for X in (self._fold_in, self._held_out)]
+        key = f"{self!r} {digest(*matrices[0], *matrices[1])}"
+        return {"key": key, "scores": list(self._scores[estimator])}
+
+    def recall(self, estimator, remembered):
+        """Go on where a fit was interrupted.
+
+        Parameters
+        ----------
+        estimator : WALS
+            The estimator that is fitted.
+        remembered : dict
+            What `remember` returned.
+
+        Returns
+        -------
+        stop : bool
+            Whether that fit was to stop there.
+        """
+        self._scores[estimator] = list(remembered["scores"])
+        return self._is_over(estimator)
+
+    def _is_over(self, estimator):
+        scores = self._scores[estimator]
+        return len(scores) - _best(scores) >= self.patience
+
     def on_fit_task_end(self, estimator, context):
         """Tell whether to stop, or publish the scores of a fit that ended.
 
@@ -200,9 +239,9 @@ class EarlyStopping(Observer):
         -------
         stop : bool
         """
-        scores = self._scores[estimator]
         if context.task_name == ITERATION:
-            return len(scores) - _best(scores) >= self.patience
+            return self._is_over(estimator)
+        scores = self._scores[estimator]
         self.scores_, self.best_iteration_ = scores, _best(scores)
         self.best_score_ = max(scores, default=np.nan)
         return False

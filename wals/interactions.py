@@ -4,17 +4,20 @@ import os
 import warnings
 import zipfile
 import zlib
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array, load_npz
 
 from wals._encoding import AGGREGATES, gather, sort_ids, strings
-from wals._parquet import read_parquet
-from wals._text import Table, read_text
+from wals._parquet import parquet_parts, read_parquet
+from wals._text import Table, read_text, text_parts
 
 __all__ = ["Interactions", "read_interactions"]
 
+_OPTIONS = ("header", "values", "user", "item", "value", "time", "delimiter", "decimal")
+_NO_TIMES = "aggregate='last' needs a column of times: say time="
 _TEXTS = (".csv", ".tsv", ".txt", ".dat", ".data", ".inter", ".tab", ".psv")
 
 
@@ -141,7 +144,8 @@ def read_interactions(
     Notes
     -----
     Texts of more than a few megabytes are cut by pyarrow, polars or pandas where one of them is
-    installed, with the same result.
+    installed, with the same result. `wals.storage.write_interactions` reads what does not fit into
+    memory.
 
     What becomes of some texts, as the user, the item and the value of each interaction:
 
@@ -203,31 +207,18 @@ def read_interactions(
         name: None if ids is None else _Given(name, ids)
         for name, ids in (("row_ids", row_ids), ("col_ids", col_ids))
     }
-    suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
-    try:
-        is_parquet = path.lower().endswith(".parquet") or os.path.isdir(path)
-        if suffix not in _TEXTS or is_parquet:
-            _refuse({"delimiter": delimiter, "decimal": decimal}, "are of texts alone")
-        if is_parquet:
+    with _naming(path):
+        kind, suffix = _kind(path, options)
+        if kind == "parquet":
             table = read_parquet(path, options, last=aggregate == "last")
-        elif suffix in _TEXTS:
+        elif kind == "text":
             table = read_text(path, suffix, options, last=aggregate == "last")
-        elif path.lower().endswith(".npz"):
+        else:
             _refuse(columns, "are of tables: a matrix has no such columns")
             table = _read_npz(path, values)
-        else:
-            raise ValueError(
-                f"unknown suffix; known are {', '.join(_TEXTS)} (also with .gz), .parquet and .npz"
-            )
         if aggregate == "last" and table.times is None:
-            raise ValueError("aggregate='last' needs a column of times: say time=")
+            raise ValueError(_NO_TIMES)
         content = _assemble(table, aggregate, handle_unknown, **given)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: is damaged or cut short") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
     bad = np.flatnonzero(~np.isfinite(content.X.data))
     if bad.size:
@@ -240,6 +231,75 @@ def read_interactions(
     for note in table.notes:
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
     return content
+
+
+def read_parts(path, options, aggregate):
+    """Read what `read_interactions` does part by part.
+
+    Parameters
+    ----------
+    path : str
+    options : dict
+        The parameters of `read_interactions` from header to decimal; those left out are None.
+    aggregate : str
+
+    Returns
+    -------
+    parts : iterator of Table
+        Each with numbers of its own. None tells that those before are to be forgotten.
+    is_text : bool
+        Whether ids are strings that may all turn out to be integers.
+    """
+    options = dict.fromkeys(_OPTIONS) | {"values": True} | options
+    _check_options(options, aggregate, "drop")
+    with _naming(path):
+        kind, suffix = _kind(path, options)
+        if kind == "matrix":
+            raise ValueError("is a matrix in memory: pass what scipy.sparse.load_npz returns")
+    last = aggregate == "last"
+    if kind == "parquet":
+        parts = parquet_parts(path, options, last=last)
+    else:
+        parts = text_parts(path, suffix, options, last=last)
+    return _named_parts(path, parts, last), kind == "text"
+
+
+def _named_parts(path, parts, last):
+    with _naming(path):
+        for table in parts:
+            if last and table is not None and table.times is None:
+                raise ValueError(_NO_TIMES)
+            yield table
+
+
+def _kind(path, options):
+    """Return what a file is, and the suffix of a text; refuse options that do not apply."""
+    suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
+    is_parquet = path.lower().endswith(".parquet") or os.path.isdir(path)
+    if suffix in _TEXTS and not is_parquet:
+        return "text", suffix
+    given = {name: options.get(name) for name in ("delimiter", "decimal")}
+    _refuse(given, "are of texts alone")
+    if is_parquet:
+        return "parquet", suffix
+    if path.lower().endswith(".npz"):
+        return "matrix", suffix
+    raise ValueError(
+        f"unknown suffix; known are {', '.join(_TEXTS)} (also with .gz), .parquet and .npz"
+    )
+
+
+@contextmanager
+def _naming(path):
+    """Turn whatever goes wrong with a file into a ValueError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: is damaged or cut short") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_options(options, aggregate, handle_unknown):
@@ -296,7 +356,8 @@ class _Given:
         return np.fromiter((self.places.get(x, -1) for x in texts), np.int32, len(keys))
 
 
-def _check_texts(keys):
+def check_texts(keys):
+    """Refuse ids that no text has."""
     if any("\0" in key for key in keys):
         raise ValueError("an id holds a NUL: this is no text")
     if any(key.startswith("\ufeff") for key in keys):
@@ -313,7 +374,7 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
     ):
         if given is None:
             if isinstance(keys, list):
-                _check_texts(keys)
+                check_texts(keys)
             found, places = sort_ids(keys)
         else:
             found, places = given.ids, given.find(keys)

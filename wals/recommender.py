@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ._encoding import AGGREGATES, as_array, encode, gather
 from ._recommend import check_n
+from ._saving import SaveMixin
 from ._tables import Table, as_list, make_table, names_of_ids, numbers
 from ._validation import check_weights
 from ._wals import WALS
@@ -27,7 +28,7 @@ _JOIN = {"sum": "sum", "count": "sum", "max": "max", "mean": "last", "last": "la
 _COLUMN = [str, Interval(Integral, 0, None, closed="left")]
 
 
-class Recommender(BaseEstimator):
+class Recommender(SaveMixin, BaseEstimator):
     r"""Recommend items to users, from a table of interactions and in its ids.
 
     The interactions are gathered into a sparse matrix of users and items, which a `wals.WALS`
@@ -193,7 +194,7 @@ class Recommender(BaseEstimator):
         return tags
 
     def __getstate__(self):
-        state = dict(super().__getstate__())
+        state = super().__getstate__()
         state.pop("_places", None)
         return state
 

@@ -7,6 +7,7 @@ overlap. Vectors are added, subtracted and multiplied as NumPy arrays are, which
 compilation.
 """
 
+import math
 import operator
 
 import llvmlite.binding
@@ -172,23 +173,22 @@ def whole_lines(n, A):
     return (n + numbers - 1) // numbers * numbers
 
 
-@register_jitable
 def empty_lines(shape, dtype):
     """Return an empty C-contiguous array that starts where a cache line does.
 
-    NumPy's and Numba's own start anywhere; a vector that is in two lines is read half as fast.
+    NumPy's own start anywhere; a vector that is in two lines is read half as fast.
     """
-    size = 1
-    for n in shape:
-        size *= n
+    size = math.prod(shape)
     room = np.empty(size + LINE, dtype)
-    first = -room.ctypes.data % LINE // room.itemsize
+    first = -room.__array_interface__["data"][0] % LINE // room.itemsize
     return room[first : first + size].reshape(shape)
 
 
 def constant(array, dtype=None):
     """Return the array as kernels take it: aligned, C-contiguous and read-only."""
-    array = np.require(array, dtype, ["C", "ALIGNED"]).view(np.ndarray)
+    array = np.asarray(array, dtype, order="C").view()
+    if not array.flags.aligned:
+        array = array.copy()
     array.flags.writeable = False
     return array
 

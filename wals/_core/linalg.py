@@ -149,7 +149,7 @@ def solve_factorised(W, n, coef, b):
 
 
 @jit_inline
-def _eight_products(P, t, x):
+def eight_products(P, t, x):
     """Return p_t.x, ..., p_(t + 7).x, in the precision of x."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = fill(x.dtype.type(0), x)
     for c in range(0, x.size, lanes(x)):
@@ -188,7 +188,7 @@ def _add_eight_rows(P, t, coef, out):
 def set_products(P, count, x, out):
     """Set out_t = p_t.x for t < count, in the precision of x."""
     for t in range(_uint(0), _uint(count), _uint(8)):
-        store(_eight_products(P, t, x), out, t)
+        store(eight_products(P, t, x), out, t)
 
 
 @jit
@@ -205,7 +205,7 @@ def add_combination(P, count, coef, out):
 def add_normal_product(P, count, extra, x, coef, out):
     """Add sum_t e_t (p_t.x) p_t, t < count, to out; coef is scratch."""
     for t in range(_uint(0), _uint(count), _uint(8)):
-        store(load_eight(extra, t) * _eight_products(P, t, x), coef, t)
+        store(load_eight(extra, t) * eight_products(P, t, x), coef, t)
         _add_eight_rows(P, t, coef, out)
 
 
@@ -218,7 +218,7 @@ def add_residual(P, count, extra, target, w0, x, coef, out):
     w0, objective = x.dtype.type(w0), fill_eight(x.dtype.type(0), x)
     for t in range(_uint(0), _uint(count), _uint(8)):
         # With d = a - p.x, in both: coef = e d + w0 a and d^2 - (p.x)^2 = a (d - p.x).
-        px, e, a = _eight_products(P, t, x), load_eight(extra, t), load_eight(target, t)
+        px, e, a = eight_products(P, t, x), load_eight(extra, t), load_eight(target, t)
         d, b = a - px, w0 * a
         objective = objective + e * d * d + b * (d - px)
         store(e * d + b, coef, t)

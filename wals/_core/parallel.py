@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import threading
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numba
 import numpy as np
@@ -126,17 +127,20 @@ def make_shards(costs):
     shards : ndarray of shape (n_shards, 2)
         The first item of each shard and the one after its last.
     """
+    if len(costs) < 2:
+        return np.array([[0, 1]] * len(costs), np.int64).reshape(-1, 2)
     total = np.cumsum(costs, dtype=np.float64)
-    if not total.size:
-        return np.zeros((0, 2), dtype=np.int64)
     targets = np.linspace(0, total[-1], _N_SHARDS + 1)[1:-1]
     return _between(np.concatenate([[0], np.searchsorted(total, targets), [total.size]]))
 
 
+@lru_cache(maxsize=64)
 def even_shards(n):
     """Cut n items of equal cost into shards, some of them empty if there are few items."""
     return _between(np.linspace(0, n, _N_SHARDS + 1))
 
 
 def _between(cuts):
-    return np.stack([cuts[:-1], cuts[1:]], axis=1).astype(np.int64)
+    shards = np.empty((len(cuts) - 1, 2), np.int64)
+    shards[:, 0], shards[:, 1] = cuts[:-1], cuts[1:]
+    return shards

@@ -145,9 +145,14 @@ def _rotate(team, taken, shards, X, panels, blocks, products, out):
         s = take(taken, SHARD)
 
 
-def rotate(X, Q, out, run):
-    """Set out = X Q, in the precision of Q; out may be X. Return out."""
-    panels = in_panels(Q)
+def rotate(X, Q, out, run, panels=None):
+    """Set out = X Q, in the precision of Q, which may be in panels already; out may be X.
+
+    Returns
+    -------
+    out : ndarray
+    """
+    panels = in_panels(Q) if panels is None else panels
     blocks = empty_lines((run.n_threads, _ROTATED, X.shape[1]), Q.dtype)
     blocks[:] = 0
     wide = panels.shape[0] * panels.shape[2]

@@ -9,6 +9,8 @@ the sum over the others, in the precision of the factors, most of what is left. 
 scored. No bound is trusted by more than rounding allows.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from scipy.sparse import issparse
 
@@ -22,10 +24,13 @@ from .compile import (
     jit,
     kernel,
     least,
+    load_eight,
+    store,
     take,
     this_call,
+    whole_lines,
 )
-from .linalg import dot, in_panels, multiply
+from .linalg import dot, eight_products, in_panels, multiply
 from .parallel import even_shards, make_shards, parallel_section
 from .passes import gram
 from .team import in_threads
@@ -40,9 +45,13 @@ _COLUMNS, _BATCH = 2**15, 2**14
 _MANY = 0.15
 #: The first coordinates hold this part of what V^T V has, if it takes no more than half of them.
 _LEADING = 0.6
+#: What factors are rounded to is a whole number of steps, at most so many.
+_MOST = 127
 #: Fewer rows than this do not repay that columns are put in order.
 _FEW = 48
 _NS_PRODUCT = 0.03
+#: Nanoseconds for each number of few rows, and where they are rounded.
+_NS_FEW = 0.3, 0.07
 
 
 @jit
@@ -224,6 +233,46 @@ def _rank_few(
 
 
 @kernel
+def _rank_rounded(
+    team,
+    taken,
+    shards,
+    rows,
+    U,
+    V,
+    padded,
+    codes,
+    steps,
+    errors,
+    reach,
+    indices,
+    indptr,
+    bounds,
+    scores,
+    ranked,
+):
+    if team:
+        in_threads(team, *this_call())
+        return
+    bound = bounds[take(taken, THREAD)]
+    s = take(taken, SHARD)
+    while s < len(shards):
+        i = rows[s]
+        u, x, reached, seen = U[i], padded[i], reach[i], indices[indptr[i] : indptr[i + 1]]
+        for top in range(shards[s, 0], shards[s, 1], 8):
+            slack = reached * load_eight(errors, top)
+            store(
+                load_eight(steps, top) * eight_products(codes, np.uint64(top), x) + slack, bound, 0
+            )
+            for r in range(8):
+                # Beyond the range of numbers, it is not one, and no bound.
+                if bound[r] < scores[s, 0] or errors[top + r] < 0:
+                    continue
+                _offer(u, V[top + r], top + r, seen, scores[s], ranked[s])
+        s = take(taken, SHARD)
+
+
+@kernel
 def _rank_stored(team, taken, shards, U, V, places, bounds, indices, indptr, scores, ranked):
     if team:
         in_threads(team, *this_call())
@@ -238,7 +287,37 @@ def _rank_stored(team, taken, shards, U, V, places, bounds, indices, indptr, sco
         s = take(taken, SHARD)
 
 
-def rank(U, V, n, *, columns=None, seen=None, n_threads):
+class Rounded(NamedTuple):
+    """Factors V of columns as whole numbers of steps, and how far off that is at most."""
+
+    codes: np.ndarray  # (m' >= m, k' >= k) int8; m' is a multiple of 8, what is added is 0
+    steps: np.ndarray  # (m',)
+    errors: np.ndarray  # (m',) of products, for |u| = 1; -1 where a factor is 0
+
+
+def round_factors(V):
+    """Return the rounded factors of columns, for `rank`."""
+    (m, k), rounding = V.shape, np.finfo(V.dtype).eps
+    room = -(-m // 8) * 8
+    codes, steps = empty_lines((room, whole_lines(k, V)), np.int8), np.zeros(room, V.dtype)
+    codes[m:] = codes[:, k:] = 0
+    errors = np.full(room, -1, V.dtype)
+    for top in range(0, m, _COLUMNS):
+        part = slice(top, min(top + _COLUMNS, m))
+        exact = V[part].astype(np.float64)
+        largest = np.abs(exact).max(axis=1, initial=0)
+        steps[part] = largest / _MOST
+        step = steps[part, None].astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes[part, :k] = np.where(step > 0, np.rint(exact / step), 0).clip(-_MOST, _MOST)
+        rest = exact - step * codes[part, :k]
+        norms = [np.sqrt(np.einsum("ij,ij->i", A, A)) for A in (rest, exact)]
+        bound = (norms[0] + rounding * (k + 8) * (norms[0] + 2 * norms[1])) * (1 + 4 * rounding)
+        errors[part] = np.where(largest > 0, bound, -1)
+    return Rounded(*map(constant, (codes, steps, errors)))
+
+
+def rank(U, V, n, *, columns=None, seen=None, rounded=None, n_threads):
     """Return the n best columns of every row, and their scores.
 
     Parameters
@@ -252,6 +331,9 @@ def rank(U, V, n, *, columns=None, seen=None, n_threads):
         not 0.
     seen : CSR matrix of shape (q, m), default=None
         Positions that are left out; its indices are sorted.
+    rounded : callable, default=None
+        Returns the `Rounded` factors of V, which make it quicker to look at all columns for few
+        rows.
     n_threads : int
 
     Returns
@@ -269,7 +351,8 @@ def rank(U, V, n, *, columns=None, seen=None, n_threads):
     if issparse(columns):
         _rank_given(U, V, columns, seen, scores, ranked, n_threads)
     elif q < _FEW:
-        ranked, scores = _rank_few_rows(U, V, n, columns, seen, n_threads)
+        rounded = None if rounded is None or columns is not None else rounded()
+        ranked, scores = _rank_few_rows(U, V, n, columns, seen, rounded, n_threads)
     else:
         work = _NS_PRODUCT * q * len(V) * V.shape[1]
         with parallel_section(n_threads, work) as run:
@@ -356,17 +439,25 @@ def _rank_given(U, V, columns, seen, scores, ranked, n_threads):
         run(_rank_stored, make_shards(np.diff(columns.indptr) + 1), U, V, *pattern, scores, ranked)
 
 
-def _rank_few_rows(U, V, n, columns, seen, n_threads):
+def _rank_few_rows(U, V, n, columns, seen, rounded, n_threads):
     """Look at every column: for each row in as many parts as there is use for."""
     q, m = len(U), len(V) if columns is None else len(columns)
-    with parallel_section(n_threads, 10 * _NS_PRODUCT * q * m * V.shape[1]) as run:
+    with parallel_section(n_threads, _NS_FEW[rounded is not None] * q * m * V.shape[1]) as run:
         parts = -(-4 * run.n_threads // q) if run.n_threads > 1 else 1
         ends = np.linspace(0, m, parts + 1).astype(np.int64)
         shards = np.tile(np.stack([ends[:-1], ends[1:]], axis=1), (q, 1))
         ranked = np.full((q * parts, n), -1, np.int64)
         scores = np.full((q * parts, n), -np.inf, U.dtype)
-        rows, names = np.repeat(np.arange(q), parts), np.empty(0) if columns is None else columns
-        reach = _lengths(U)
-        args = constant(rows), U, V, constant(names, np.int64), columns is not None, reach
-        run(_rank_few, shards, *args, *_pattern(seen, slice(0, q)), scores, ranked)
+        rows, reach = constant(np.repeat(np.arange(q), parts)), _lengths(U)
+        lists = *_pattern(seen, slice(0, q)), scores, ranked
+        if rounded is not None:
+            shards = -(-shards // 8) * 8
+            padded = empty_lines((q, rounded.codes.shape[1]), U.dtype)
+            padded[:, : U.shape[1]], padded[:, U.shape[1] :] = U, 0
+            bounds = empty_lines((run.n_threads, LINE), U.dtype)
+            args = U, V, constant(padded), *rounded, reach, *lists[:2], bounds, *lists[2:]
+            run(_rank_rounded, shards, rows, *args)
+        else:
+            names = constant(np.empty(0) if columns is None else columns, np.int64)
+            run(_rank_few, shards, rows, U, V, names, columns is not None, reach, *lists)
     return ranked.reshape(q, -1), scores.reshape(q, -1)

@@ -46,6 +46,20 @@ class Swept(NamedTuple):
     spent: bool  # whether the fixed factors are lost
 
 
+class Eigenbasis(NamedTuple):
+    """That of w0 V^T V, which all items of a sweep share."""
+
+    spectrum: np.ndarray  # (k,) rising
+    Q: np.ndarray  # (k, k) of which the columns are the basis
+    panels: tuple = (None, None)  # of Q and its transpose, see `linalg.in_panels`
+
+
+def eigenbasis(V, w0, precision, run):
+    """Return the eigenbasis of a fixed side, given the precision of the products of its factors."""
+    spectrum, Q = np.linalg.eigh(w0 * gram(V, precision, run))
+    return Eigenbasis(spectrum.clip(0), Q.astype(precision))
+
+
 class Side:
     """The rows of a matrix, or its columns: entries and factors, and how the latter are solved.
 
@@ -66,6 +80,10 @@ class Side:
     n_threads : int
     entry_weights : ndarray of shape (nnz,), default=None
         Weights of the stored entries, in their order.
+    n_others : int, default=None
+        How many items the other side has, where X has only those columns that store anything.
+    room : callable, default=numpy.empty
+        Makes the array of what is kept of each stored entry, given its length and type.
 
     Attributes
     ----------
@@ -82,9 +100,21 @@ class Side:
     """
 
     def __init__(
-        self, X, weights, other_weights, objective, k, solver, n_threads, entry_weights=None
+        self,
+        X,
+        weights,
+        other_weights,
+        objective,
+        k,
+        solver,
+        n_threads,
+        *,
+        entry_weights=None,
+        n_others=None,
+        room=np.empty,
     ):
         (n, m), w0 = X.shape, objective.unobserved_weight
+        m = m if n_others is None else n_others
         self.objective, self.k, self.n_threads, self.weights = objective, k, n_threads, weights
         self.items = kernels.Items(
             data=constant(X.data),
@@ -106,7 +136,7 @@ class Side:
         self.mass += w0 * m
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
-        self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype)
+        self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
         self.factors, self.start = empty_lines((n, k), X.dtype), kernels.ZERO
 
     def _set_plan(self, solver):
@@ -135,13 +165,15 @@ class Side:
         """Return the regularization term of the factors."""
         return self.objective.penalty(self.factors, self.mass)
 
-    def sweep(self, fixed, *, rough=False, frame=None, spend=False):
+    def sweep(self, fixed, *, basis=None, rough=False, frame=None, spend=False):
         """Solve every item with the factors of the other side fixed.
 
         Parameters
         ----------
         fixed : ndarray of shape (m, k)
             The factors of the other side.
+        basis : Eigenbasis, default=None
+            That of the other side, where it is known; `fixed` then need not be all of it.
         rough : bool, default=False
             Whether steps may be those towards the solution for slightly rounded fixed factors: one
             byte for every number, where the data is float32.
@@ -164,11 +196,9 @@ class Side:
             if w0 > 0:
                 # Steps towards a solution need no more precision than the data; a solution does.
                 precision = np.float64 if exact else factors.dtype
-                spectrum, Q = np.linalg.eigh(w0 * gram(fixed, precision, run))
-                spectrum = spectrum.clip(0)
-                Q = Q.astype(precision)
+                spectrum, Q, panels = basis or eigenbasis(fixed, w0, precision, run)
                 out = empty_lines(fixed.shape, fixed.dtype) if frame is None else fixed
-                basis = rotate(fixed, Q, out, run)
+                turned = rotate(fixed, Q, out, run, panels[0])
                 if self.start == kernels.FACTORS and not exact:
                     rotate(factors, Q, factors, run)
                 # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
@@ -177,11 +207,11 @@ class Side:
                 scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
             else:
                 # All that the items share is then the ridge, which is diagonal in any basis.
-                spectrum, basis, scale = np.zeros(k), fixed, np.ones(k)
+                spectrum, turned, scale = np.zeros(k), fixed, np.ones(k)
             n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
             in_place = w0 > 0 and frame is None  # a copy of the factors already
             in_place = in_place or (spend and bool(n_bytes))
-            shared = _fix(basis, spectrum, scale, self.other_weights, w0, n_bytes, in_place, run)
+            shared = _fix(turned, spectrum, scale, self.other_weights, w0, n_bytes, in_place, run)
             scratch = kernels.empty_scratch(self.plan, k, factors.dtype, run.n_threads)
             args = (items, shared, self.plan, self.start, self.duals, factors, objectives, squares)
             run(kernels.solve, self.shards, *args, scratch)
@@ -192,7 +222,7 @@ class Side:
                 factors[i], objectives[i], singular[i] = _solve_least_norm(items, shared, i)
                 squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
             if w0 > 0 and frame is None:
-                rotate(factors, Q.T, factors, run)
+                rotate(factors, Q.T, factors, run, panels[1])
             elif w0 > 0:
                 frame[:] = frame @ Q
         self.start = kernels.DUALS if self.duals.codes.size else kernels.FACTORS
@@ -214,32 +244,32 @@ class Side:
         return _data_loss(self.items, weights, w0, self.factors, fixed, self.n_threads)
 
 
-def empty_duals(n, nnz, dtype):
-    return kernels.Duals(np.empty(nnz, np.int8), np.empty(n, dtype))
+def empty_duals(n, nnz, dtype, room=np.empty):
+    return kernels.Duals(room(nnz, np.int8), np.empty(n, dtype))
 
 
-def _fix(basis, spectrum, scale, weights, w0, n_bytes, in_place, run):
+def _fix(turned, spectrum, scale, weights, w0, n_bytes, in_place, run):
     """Return the fixed side for the kernels, given its factors in their eigenbasis.
 
-    float32 factors are rounded to so many bytes, if any; if in place, `basis` is overwritten.
+    float32 factors are rounded to so many bytes, if any; if in place, `turned` is overwritten.
     """
-    (m, k), dtype = basis.shape, basis.dtype
-    width, steps = whole_lines(k, basis), np.empty(0, dtype)
+    (m, k), dtype = turned.shape, turned.dtype
+    width, steps = whole_lines(k, turned), np.empty(0, dtype)
     arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
     if n_bytes and dtype == np.float32:
         code = arrays[n_bytes].dtype
-        if in_place and width * n_bytes <= k * basis.itemsize:
-            codes = basis.view(code)  # of each row, the first part
+        if in_place and width * n_bytes <= k * turned.itemsize:
+            codes = turned.view(code)  # of each row, the first part
         else:
             codes = empty_lines((m, width), code)
         arrays[n_bytes] = codes
         steps = np.empty(m, dtype)
-        encode(basis, scale, codes, steps, run)
+        encode(turned, scale, codes, steps, run)
         codes[:, k:width] = 0
     else:
-        arrays[0] = basis if in_place and width == k else empty_lines((m, width), dtype)
+        arrays[0] = turned if in_place and width == k else empty_lines((m, width), dtype)
         arrays[0][:, k:] = 0
-        np.multiply(basis, scale, out=arrays[0][:, :k], casting="same_kind")
+        np.multiply(turned, scale, out=arrays[0][:, :k], casting="same_kind")
     metric = scale**2
     spectrum = np.where(scale > 0, metric * spectrum, 1.0) if w0 > 0 else spectrum
     arrays += [steps, scale, spectrum, metric, weights]
@@ -291,7 +321,8 @@ def _data_loss(items, other_weights, w0, U, V, n_threads):
         square = gram(V, np.float64, run) if w0 > 0 else np.zeros((k, k))
         first = 0
         while first < n:
-            last = int(np.searchsorted(indptr, indptr[first] + _ENTRIES, side="right")) - 1
+            most = indptr.dtype.type(min(int(indptr[first]) + _ENTRIES, int(indptr[-1])))
+            last = int(np.searchsorted(indptr, most, side="right")) - 1
             rows = slice(first, min(max(last, first + 1), first + _ROWS, n))
             first, stored = rows.stop, slice(indptr[rows.start], indptr[rows.stop])
             u, of_row = U[rows], np.repeat(np.arange(rows.stop - rows.start), counts[rows])
@@ -334,12 +365,20 @@ def entries(items, other_weights, stored, weight):
 
 
 def make_sides(X, weights, entry_weights, objective, k, solver, n_threads):
-    """Return the rows of a CSR matrix and its columns, given both their weights, as two sides."""
-    Xt, transposed = transpose(X, n_threads=n_threads), None
-    if entry_weights is not None:
-        like_X = sp.csr_array((entry_weights, X.indices, X.indptr), X.shape)
-        transposed = transpose(like_X, n_threads=n_threads).data
+    """Return the rows of a matrix and its columns, given both their weights, as two sides.
+
+    Of a matrix on disk, the transpose is there, and so is whatever is kept of each stored entry.
+    """
+    E = entry_weights
+    if sp.issparse(X):
+        Xt, Et, room = transpose(X, n_threads=n_threads), None, np.empty
+        if E is not None:
+            like_X = sp.csr_array((E, X.indices, X.indptr), X.shape)
+            Et = transpose(like_X, n_threads=n_threads).data
+    else:
+        Xt, room = X.T, X.scratch
+        E, Et = (None, None) if E is None else (E.data, E.T.data)
     settings = objective, k, solver, n_threads
-    rows = Side(X, *weights, *settings, entry_weights=entry_weights)
-    cols = Side(Xt, *reversed(weights), *settings, entry_weights=transposed)
+    rows = Side(X, *weights, *settings, entry_weights=E, room=room)
+    cols = Side(Xt, *reversed(weights), *settings, entry_weights=Et, room=room)
     return rows, cols
