@@ -285,24 +285,7 @@ def _run(arguments):
     _say("", f"{n_rows:,} x {n_columns:,} matrix, {X.nnz:,} stored ({density:.2%})")
 
     with _timed("split", seconds):
-        n_test = arguments.test_rows
-        if n_test is None:
-            n_test = min(max(n_rows // 10, 1) if times is None else n_rows, _MOST_TEST_ROWS)
-        start = None
-        if arguments.storage is not None:
-            test, train, seen, held_out = np.empty(0, int), X, X[:0], X[:0]
-        elif times is None:
-            test, train, seen, held_out = _split(X, n_test, arguments.seed)
-        else:
-            start, test, train, seen, held_out = _split_by_time(X, times, n_test, arguments.seed)
-    text = "none, every row is trained on"
-    if test.size and times is None:
-        text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
-        text += f"{seen.nnz + held_out.nnz:,} entries of the others held out"
-    elif test.size:
-        text = f"in time: {train.nnz:,} entries from before {start} to train on; of the "
-        text += f"{X.nnz - train.nnz:,} later ones, {held_out.nnz:,} held out: those of "
-        text += f"{test.size:,} rows that have earlier ones, too"
+        text, start, test, train, seen, held_out = _divide(X, times, arguments)
     _say("Split", text)
 
     settings = model.get_params(deep=False) | {"row_weights": row_weights, "verbose": None}
@@ -457,6 +440,26 @@ def _times(content, split):
     if times is None and split == "time":
         raise ValueError("--split time needs different times: say --time")
     return None if split == "rows" else times
+
+
+def _divide(X, times, arguments):
+    """Return what to say of the split, where it is in time, and what `_split` does."""
+    if arguments.storage is not None:
+        return "none, every row is trained on", None, np.empty(0, int), X, X[:0], X[:0]
+    n_rows, n_test, start = X.shape[0], arguments.test_rows, None
+    if n_test is None:
+        n_test = min(max(n_rows // 10, 1) if times is None else n_rows, _MOST_TEST_ROWS)
+    if times is None:
+        parts = test, train, seen, held_out = _split(X, n_test, arguments.seed)
+        text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
+        text += f"{seen.nnz + held_out.nnz:,} entries of the others held out"
+    else:
+        start, *parts = _split_by_time(X, times, n_test, arguments.seed)
+        test, train, seen, held_out = parts
+        text = f"in time: {train.nnz:,} entries from before {start} to train on; of the "
+        text += f"{X.nnz - train.nnz:,} later ones, {held_out.nnz:,} held out: those of "
+        text += f"{test.size:,} rows that have earlier ones, too"
+    return text if test.size else "none, every row is trained on", start, *parts
 
 
 def _split(X, n_test, seed):
