@@ -6,6 +6,7 @@ import numpy as np
 
 from ._core.parallel import effective_n_threads
 from ._core.sweep import Side
+from ._validation import is_distributed
 
 _NAMES = (
     ("row_factors_", "row_weights_", "_row_mass"),
@@ -23,6 +24,11 @@ class FittedSide(NamedTuple):
 
 def get_side(model, axis):
     """Return a side of a fitted WALS: its rows for axis 0, its columns for axis 1."""
+    if is_distributed(getattr(model, _NAMES[axis][0], None)) or not hasattr(model, _NAMES[axis][0]):
+        raise ValueError(
+            "The factors of the rows are on a cluster, or were left there: call "
+            "wals.distributed.gather_rows(model) first, on the model that was fitted."
+        )
     factors, weights, mass = (getattr(model, name) for name in _NAMES[axis])
     return FittedSide(factors if axis == 0 else factors.T, weights, mass)
 

@@ -5,6 +5,7 @@ The loop of a fit is in `_alternate`, the numbers are in `_core`.
 
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -25,7 +26,7 @@ from ._alternate import State, alternate, finish, rwse, warn_singular
 from ._callback_support import CallbackSupportMixin, FitTasks
 from ._core.kernels import FACTORS
 from ._core.parallel import effective_n_threads
-from ._core.passes import sampled_product, transpose
+from ._core.passes import count_columns, sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import as_side, get_side, store
@@ -39,6 +40,7 @@ from ._validation import (
     check_matrix,
     check_numbers,
     check_weights,
+    is_distributed,
 )
 
 _DTYPES = [np.float64, np.float32]
@@ -395,27 +397,32 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
-        tasks = FitTasks(self, X, y, row_weights)
-        X = check_matrix(X, dtype=_DTYPES, estimator=self)
-        R = check_weights(row_weights, X.shape[0], "row_weights")
-        E = None if entry_weights is None else check_entry_weights(entry_weights, X)
-        C = self._check_col_weights(X)
-        auto = self.solver == "auto"
-        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
-        U, V, drawn = self._start(*X.shape, X.dtype)
+        tasks, auto = FitTasks(self, X, y, row_weights), self.solver == "auto"
         n_threads = effective_n_threads(self.n_jobs)
-        settings = self._objective(), self.n_components, self.solver, n_threads
-        rows, cols = make_sides(X, (R, C), E, *settings)
+        settings = self._objective(), self.n_components, self.solver
+        if is_distributed(X):
+            X = _distributed().Matrix(X, row_weights, entry_weights)
+            self.n_features_in_ = X.shape[1]
+            vars(self).pop("feature_names_in_", None)
+            C = self._check_col_weights(X.shape[1], lambda: X.counts)
+            U, V, drawn = self._start(None, X.shape[1], X.dtype)
+            rows, cols = X.sides(C, (*settings, self.n_jobs))
+        else:
+            X = check_matrix(X, dtype=_DTYPES, estimator=self)
+            R = check_weights(row_weights, X.shape[0], "row_weights")
+            E = None if entry_weights is None else check_entry_weights(entry_weights, X)
+            C = self._check_col_weights(X.shape[1], partial(count_columns, X))
+            check_memory(X, self.n_components, auto=auto, entry_weights=E is not None)
+            U, V, drawn = self._start(*X.shape, X.dtype)
+            rows, cols = make_sides(X, (R, C), E, *settings, n_threads)
         if U is not None:
             rows.factors, rows.start = U, FACTORS
         elif drawn and self.init == "svd":
             V = spectral_start(rows, cols, V)
         cols.factors, cols.start = V, FACTORS
-        state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
+        state = State(V, cols.penalty(), rows.sum_weights, self.verbose)
         tasks.cols = cols
-        tasks.attributes_of = lambda state: self._attributes(
-            rows, cols, state, np.empty_like(rows.factors)
-        )
+        tasks.attributes_of = partial(self._attributes, rows, cols)
         ended = alternate(
             rows,
             cols,
@@ -443,11 +450,11 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         vars(self).update(fitted)
         tasks.end()
 
-    def _attributes(self, rows, cols, state, U):
-        """Sweep the rows a last time, to factors U, and return the fitted attributes."""
-        finish(rows, state, U)
+    def _attributes(self, rows, cols, state, U=None):
+        """Sweep the rows a last time, to factors U if given, and return the fitted attributes."""
+        rows = finish(rows, state, U)
         return {
-            "row_factors_": U,
+            "row_factors_": rows.factors,
             "components_": state.V.T,
             "row_weights_": rows.weights,
             "col_weights_": cols.weights,
@@ -530,7 +537,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
                 "The model has no rows yet: call partial_fit with axis=0 before axis=1."
             )
         X = check_matrix(X, dtype=_DTYPES, estimator=self)
-        self.col_weights_ = self._check_col_weights(X)
+        self.col_weights_ = self._check_col_weights(X.shape[1], partial(count_columns, X))
         _, V, _ = self._start(0, X.shape[1], X.dtype)
         self.components_, self.row_factors_ = V.T, np.zeros((0, V.shape[1]), X.dtype)
         self.row_weights_, self._row_mass, self._col_mass = *np.empty((2, 0)), np.zeros(X.shape[1])
@@ -560,6 +567,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         check_is_fitted(self)
         check_axis(axis)
+        if is_distributed(X):
+            return _distributed().transform(self, X, axis, weights)
         items = self._check_items(X, axis)
         factors = self._project(items, axis, weights)[0].factors
         if axis == 0 or not hasattr(X, "iloc"):
@@ -660,7 +669,8 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         >>> titles[indices[0]].tolist()
         ['Office Free Stuff', 'Knowledge Base', 'promo']
         """
-        return recommend(self, X, n, exclude_seen, candidates, factors, weights)
+        call = _distributed().recommend if is_distributed([X, factors]) else recommend
+        return call(self, X, n, exclude_seen, candidates, factors, weights)
 
     def similar(self, indices, n=10, *, axis=1, metric="cosine"):
         """Return the nearest columns, or rows, of the model to some of them.
@@ -797,12 +807,12 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         """
         check_is_fitted(self)
         check_axis(axis)
-        X = self._check_items(X, axis)
-        side, swept = self._project(X, axis, weights)
+        if is_distributed(X):
+            data_loss, penalty, sum_weights = _distributed().evaluate(self, X, axis, weights)
+        else:
+            data_loss, penalty, sum_weights = self._evaluate(X, axis, weights)
         fixed = get_side(self, 1 - axis)
-        data_loss = side.data_loss(swept, fixed.factors)
-        penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
-        sum_weights = float(side.mass.sum())
+        penalty += self._objective().penalty(fixed.factors, fixed.mass)
         return {
             "loss": data_loss + penalty,
             "data_loss": data_loss,
@@ -812,6 +822,11 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         }
 
     # ------------------------------------------------------------------------------------- private
+
+    def __getstate__(self):
+        """Return what a copy and a pickle have: all but what is on a cluster."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if not is_distributed(value)}
 
     def _objective(self):
         return Objective(
@@ -848,15 +863,15 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
             source = "init"
         if V.shape != (m, k):
             raise ValueError(f"{source} has factors of shape {V.shape}, but {(m, k)} is needed.")
-        if resumed and self.row_factors_.shape == (n, k):
-            return self.row_factors_.astype(dtype, order="C"), V, drawn
+        U = getattr(self, "row_factors_", None)
+        if resumed and isinstance(U, np.ndarray) and U.shape == (n, k):
+            return U.astype(dtype, order="C"), V, drawn
         return None, V, drawn
 
-    def _check_col_weights(self, X):
-        if callable(self.col_weights):
-            counts = np.bincount(X.indices, minlength=X.shape[1])
-            return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
-        return check_weights(self.col_weights, X.shape[1], "col_weights")
+    def _check_col_weights(self, m, count):
+        """Return the weights of m columns, given a function that counts their entries."""
+        given = self.col_weights
+        return check_weights(given(count()) if callable(given) else given, m, "col_weights")
 
     def _check_items(self, X, axis):
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
@@ -864,10 +879,11 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         if axis == 0:
             return check_matrix(X, dtype=dtype, estimator=self, reset=False)
         X = check_matrix(X, dtype=dtype)
-        if X.shape[0] != len(self.row_factors_):
+        n = len(get_side(self, 0).factors)
+        if X.shape[0] != n:
             raise ValueError(
-                f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
-                "axis=1, X holds columns over the rows of the fit."
+                f"X has {X.shape[0]} rows, but WALS was fitted on {n}: with axis=1, X holds "
+                "columns over the rows of the fit."
             )
         return transpose(X, n_threads=effective_n_threads(self.n_jobs))
 
@@ -879,6 +895,19 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         warn_singular(n_singular, (X.shape[0],) * 2)
         return side, swept
+
+    def _evaluate(self, X, axis, weights):
+        """Return the data loss, penalty and sum of weights of projected rows, or columns."""
+        side, swept = self._project(self._check_items(X, axis), axis, weights)
+        data_loss = side.data_loss(swept, get_side(self, 1 - axis).factors)
+        return data_loss, swept.penalty, side.sum_weights
+
+
+def _distributed():
+    """Return the module that needs Dask, for who has given a collection of it."""
+    from . import distributed
+
+    return distributed
 
 
 @contextmanager

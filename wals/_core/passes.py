@@ -254,6 +254,11 @@ def extra_weights(items, other_weights, w0, *, n_threads):
     return mass, energy
 
 
+def count_columns(X):
+    """Return how many entries each column of a CSR matrix stores."""
+    return np.bincount(X.indices, minlength=X.shape[1])
+
+
 @kernel
 def _count_columns(team, taken, shards, bounds, indices, indptr, counts):
     if team:
