@@ -167,7 +167,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         :math:`V^T`.
 
     row_factors_ : ndarray of shape (n_samples, n_components)
-        U, optimal for `components_`.
+        U, optimal for `components_`. After a fit on a Dask cluster it is a ``dask.array``, whose
+        blocks are on the workers, and so is `row_weights_`; copies and pickles are without them.
+        See `wals.distributed.gather_rows`.
 
     row_weights_ : ndarray of shape (n_samples,)
         The weights R of the rows.
@@ -345,13 +347,16 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ----------
         X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             The matrix to factorise. A CSR matrix of floats is used without copying. What is not
-            known is left out: it is not stored, or 0 in a dense array, but not NaN.
+            known is left out: it is not stored, or 0 in a dense array, but not NaN. A matrix on a
+            Dask cluster, a ``dask.array`` or a list of delayed or futures of blocks of rows, is
+            factorised there, by the workers of the active ``distributed.Client``.
 
         y : Ignored
             Not used, present for API consistency by convention.
 
         row_weights : float or array-like of shape (n_samples,), default=None
-            Non-negative weights R of the rows; None stands for 1.
+            Non-negative weights R of the rows; None stands for 1. With X on a cluster, this and
+            `entry_weights` may be there, too.
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Non-negative weights E of the stored entries of X. A sparse matrix stores the same
@@ -374,6 +379,9 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
 
         MemoryError
             If the fit needs more memory than this process may use, before it begins.
+
+        RuntimeError
+            If workers of a cluster are lost again and again, or with what cannot be made again.
         """
         with _unchanged_on_error(self):
             self._fit(X, y, row_weights, entry_weights)
@@ -552,6 +560,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ----------
         X : {array-like, sparse matrix}
             Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q).
+            Rows may be a Dask collection, as in `fit`; the result is a ``dask.array`` then.
 
         axis : {0, 1}, default=0
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.
@@ -620,7 +629,7 @@ class WALS(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMix
         ----------
         X : {array-like, sparse matrix} of shape (q, n_features) or None
             The rows, which are projected. With `factors`, it tells no more than what is seen, and
-            may be None.
+            may be None. X and `factors` may be Dask collections; then the results are, too.
 
         n : int, default=10
             How many columns.

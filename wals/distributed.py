@@ -161,6 +161,8 @@ def _sum(*arrays):
 
 def _row_block(X, b, dtype, R, E, C, settings):
     name, X = f"Block {b}", X.astype(dtype, copy=False)
+    if X.shape[0] == 0:
+        return Block(X, None if E is None else X.data, np.ones(0), C, settings)
     R = _named(name, check_weights, R, X.shape[0], "row_weights")
     E = None if E is None else _named(name, check_entry_weights, E, X)
     return Block(X, E, R, C, settings)
@@ -315,7 +317,10 @@ class Cluster:
         """Return futures of objects, which are sent to one worker after the other."""
         keys = [f"{_PREFIX}data-{uuid.uuid4().hex}" for _ in objects]
         data = dict(zip(keys, objects, strict=True))
-        futures = self.client.scatter(data, direct=True, hash=False) if data else {}
+        try:
+            futures = self.client.scatter(data, direct=True, hash=False) if data else {}
+        except OSError as error:  # a worker that was there a moment ago
+            raise _Lost(str(error)) from error
         return [futures[key] for key in keys]
 
     def compute(self, blocks):
@@ -535,8 +540,6 @@ class Matrix:
                 return attempt()
             except _Lost as error:
                 lost = error
-            except TimeoutError as error:  # no worker to send to
-                lost = _Lost(str(error))
         raise RuntimeError(
             f"A sweep was given up after {_REPEATS} attempts, in which workers were lost: the last "
             f"one lacked {lost}. Their logs tell why; give them more memory, or add workers."
