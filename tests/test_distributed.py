@@ -353,6 +353,7 @@ def test_search_on_the_cluster(client):
 
 def test_blocks_tell_their_size_and_forget_what_is_kept(case):
     X = sp.csr_array(case.X)
+    assert dask.sizeof.sizeof(X) == X.data.nbytes + X.indices.nbytes + X.indptr.nbytes
     settings = WALS(**case.params)._objective(), 4, "auto", 1
     block = Block(X, None, np.ones(60), np.ones(25), settings)
     assert X.data.nbytes + X.indices.nbytes < dask.sizeof.sizeof(block) < 10**5

@@ -27,6 +27,7 @@ import dask.array as da
 import numpy as np
 import scipy.sparse as sp
 from dask.delayed import Delayed, delayed
+from dask.sizeof import sizeof
 from distributed import Future, KilledWorker, get_client
 from distributed.comm import CommClosedError
 from sklearn.utils.validation import check_is_fitted
@@ -99,10 +100,9 @@ class Block:
         self._forget()
 
     def __sizeof__(self):
-        X, k = self.X, self.settings[1]
-        arrays = (X.data, X.indices, X.indptr, self.entry_weights, self.weights)
+        X, k, E = self.X, self.settings[1], self.entry_weights
         kept = X.nnz + X.shape[0] * (k * X.dtype.itemsize + 32)
-        return kept + sum(array.nbytes for array in arrays if array is not None)
+        return kept + _size(X) + self.weights.nbytes + (0 if E is None else E.nbytes)
 
     def side(self, kind="fit"):
         """Return these items to be solved as the fit says, "equal"ly or "exact"ly."""
@@ -124,6 +124,12 @@ class Block:
         if self.stamp is None or self.stamp[0] != stamp:
             raise _Lost("the factors of a block of rows")
         return self.sides[self.stamp[1]]
+
+
+@sizeof.register(sp.csr_array)
+def _size(X):
+    """Return the bytes of a matrix, of which Dask knows only those of the older spmatrix."""
+    return X.data.nbytes + X.indices.nbytes + X.indptr.nbytes
 
 
 def _named(name, function, *args, **kwargs):
@@ -313,14 +319,21 @@ class Cluster:
             pure=False,
         )
 
-    def put(self, objects):
-        """Return futures of objects, which are sent to one worker after the other."""
+    def put(self, objects, on=None):
+        """Return futures of objects, which are sent to these workers, or to one after the other."""
         keys = [f"{_PREFIX}data-{uuid.uuid4().hex}" for _ in objects]
-        data = dict(zip(keys, objects, strict=True))
-        try:
-            futures = self.client.scatter(data, direct=True, hash=False) if data else {}
-        except OSError as error:  # a worker that was there a moment ago
-            raise _Lost(str(error)) from error
+        parts = {}
+        for i, key in enumerate(keys):
+            parts.setdefault(on[i] if on else None, {})[key] = objects[i]
+        if on and not self.workers().issuperset(on):  # that is waited for otherwise
+            raise _Lost("a worker")
+        futures = {}
+        for worker, data in parts.items():
+            to = {"workers": None if worker is None else [worker], "direct": True, "hash": False}
+            try:
+                futures |= self.client.scatter(data, **to)
+            except OSError as error:  # a worker that was there a moment ago
+                raise _Lost(str(error)) from error
         return [futures[key] for key in keys]
 
     def compute(self, blocks):
@@ -687,14 +700,13 @@ class ClusterSide:
         joined = {w: submit(join, *parts, on=[w], loosely=True) for w in sorted(set(owners))}
         return [joined[owner] for owner in owners]
 
-    def _spread(self, array_or_fixed):
-        """Return the futures of parts of the rows of an array, one for each worker."""
-        n = len(set(self.matrix.owners[self.axis]))
-        if not isinstance(array_or_fixed, Fixed):
-            return self.matrix.cluster.put(np.array_split(array_or_fixed, n))
-        fixed = array_or_fixed
-        parts = zip(*(np.array_split(array, n) for array in fixed[:4]), strict=True)
-        return self.matrix.cluster.put([Fixed(*part, *fixed[4:]) for part in parts])
+    def _spread(self, fixed):
+        """Return the futures of parts of the rows of a fixed side, one for each worker."""
+        workers, whole = sorted(set(self.matrix.owners[self.axis])), isinstance(fixed, Fixed)
+        arrays = fixed[:4] if whole else [fixed]
+        parts = zip(*(np.array_split(array, len(workers)) for array in arrays), strict=True)
+        parts = [Fixed(*part, *fixed[4:]) if whole else part[0] for part in parts]
+        return self.matrix.cluster.put(parts, workers)
 
     def data_loss(self, swept, other):
         """Return the data loss after a sweep; see `Side.data_loss`."""
@@ -853,7 +865,8 @@ class ClusterCols(ClusterSide):
         everywhere = self._on_all(_join_fixed, rows.fixed(axes, w0, n_bytes))
         each = [everywhere]
         if self.start == FACTORS and not self.exact:
-            each.append(self.matrix.cluster.put([self.factors[place] for place in self._slices()]))
+            factors = [self.factors[place] for place in self._slices()]
+            each.append(self.matrix.cluster.put(factors, self.matrix.owners[1]))
         stamp = uuid.uuid4().hex
         args = stamp, self.kind, self.start, frame, axes
         told, factors = zip(*self._results(_sweep_cols, *args, each=each), strict=True)
