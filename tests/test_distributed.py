@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import dask
 import dask.array as da
@@ -343,6 +344,19 @@ def test_threads_are_those_of_the_worker():
     assert found == [min(3, most), min(3, most), max(min(3, most) - 1, 1), 1]
 
 
+def test_nothing_is_left_behind(client):
+    def n_tasks(dask_scheduler):
+        return len(dask_scheduler.tasks)
+
+    before = client.run_on_scheduler(n_tasks)
+    WALS(2, max_iter=2, random_state=0).fit(as_dask(np.eye(40), (30, 10)))
+    for _ in range(100):
+        if client.run_on_scheduler(n_tasks) <= before:
+            return
+        time.sleep(0.1)
+    raise AssertionError(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+
+
 def test_search_on_the_cluster(client):
     X = sp.random_array((60, 25), density=0.2, rng=np.random.default_rng(0), format="csr")
     search = GridSearchCV(WALS(max_iter=2, random_state=0), {"n_components": [2, 3]}, cv=2)
@@ -389,6 +403,7 @@ def test_a_killed_worker(processes, monkeypatch, victim):
 
     monkeypatch.setattr(side, "_sweep", sweep)
     with processes.as_current():
+        processes.wait_for_workers(2)  # each of which gets a part
         model = WALS(**params).fit(as_dask(X, (1000, 1500, 1500)))
         assert len(sweeps) >= 7
         assert_allclose(model.loss_, local.loss_, rtol=1e-3)
@@ -408,6 +423,7 @@ def test_lost_blocks_that_nothing_can_make_again(processes, monkeypatch):
     X = interactions()
     monkeypatch.setattr(distributed.ClusterCols, "_sweep", sweep)
     with processes.as_current():
+        processes.wait_for_workers(2)
         blocks = processes.scatter([X[:2000], X[2000:]], hash=False)
         model = WALS(4, max_iter=1, init="random")
         with pytest.raises(RuntimeError, match="lost with their worker"):
@@ -421,6 +437,7 @@ def test_factors_move_between_workers_only(processes):
     params = {"n_components": 64, "solver": "exact", "init": "random", "random_state": 0}
     moved = []
     with processes.as_current():
+        processes.wait_for_workers(2)
         for max_iter in (1, 3):
             before = received(processes)
             WALS(max_iter=max_iter, **params).fit(as_dask(X, (1000, 1500, 1500)))

@@ -137,7 +137,8 @@ def _named(name, function, *args, **kwargs):
     try:
         return function(*args, **kwargs)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from None
 
 
 def _check(X, b):
@@ -434,9 +435,9 @@ class Matrix:
         self.lengths = [shape[0] for shape, _, _ in about]
         self.n_entries = [nnz for _, _, nnz in about]
         self.shape = sum(self.lengths), widths[0]
-        self.dtype = np.result_type(*(dtype for _, dtype, _ in about))
         if self.shape[0] == 0:
             raise ValueError(f"Found array with 0 sample(s) (shape={self.shape}) in X.")
+        self.dtype = np.result_type(*(dtype for shape, dtype, _ in about if shape[0]))
         counts = [submit(_count, block) for block in self.checked]
         while len(counts) > 1:
             counts = [submit(_sum, *counts[i : i + 8]) for i in range(0, len(counts), 8)]
@@ -771,13 +772,13 @@ class ClusterRows(ClusterSide):
             fixed = fix(basis, axes, np.empty(0), w0, n_bytes, run)
         if frame is not None:
             frame[:] = frame @ axes.turn
-        attempt = self._solve if self.exact and frame is None else self._sweep
-        self._attempt = partial(attempt, self.start, before, axes, fixed)
+        self._last = self.start, before, axes, fixed
         return self.again()
 
     def again(self):
         """Repeat the last sweep."""
-        return self.matrix.repeat(self._attempt)
+        attempt = self._solve if self.kind == "exact" else self._sweep
+        return self.matrix.repeat(partial(attempt, *self._last))
 
     def _sweep(self, start, frame, axes, fixed):
         stamp = uuid.uuid4().hex
