@@ -16,7 +16,6 @@ starts from 0, and a task that needs its factors says that they are `_Lost`.
 
 import asyncio
 import copy
-import threading
 import uuid
 from concurrent.futures import CancelledError
 from contextlib import suppress
@@ -58,9 +57,8 @@ _LOOK = 1.0
 
 _FLOATS = [np.float64, np.float32]
 #: What a client is told when a worker is lost.
-_GONE = (CancelledError, KilledWorker, CommClosedError, TimeoutError)
+_GONE = (CancelledError, CommClosedError, TimeoutError)
 _PREFIX = "wals-"
-_building = threading.Lock()
 
 
 class _Lost(RuntimeError):
@@ -106,7 +104,7 @@ class Block:
 
     def side(self, kind="fit"):
         """Return these items to be solved as the fit says, "equal"ly or "exact"ly."""
-        with _building:
+        with parallel_section(1, 0):  # one task at a time
             if not self.sides:
                 objective, k, solver, n_jobs = self.settings
                 weights = self.weights, self.other_weights, objective, k, solver
@@ -360,8 +358,11 @@ class Cluster:
         """Return results from the workers; raise _Lost if one of those that are needed is gone."""
         try:
             return self.client.sync(self._gather, list(futures), set(needed))
-        except _Lost:
-            raise
+        except KilledWorker as error:
+            raise RuntimeError(
+                f"{error} Most often the memory of a worker did not do: use more workers, or "
+                "smaller blocks of rows."
+            ) from error
         except _GONE as error:
             raise _Lost(str(error)) from error
 
