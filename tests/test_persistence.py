@@ -145,8 +145,9 @@ def test_parameters(X, path, params, fitted, mmap):
     assert_same(*refitted)
 
 
-def test_infinite_and_missing_numbers(path):
+def test_unusual_values(path):
     model = WALS(tol=np.inf, regularization=-np.inf, observed_weight=np.float32("nan"))
+    model.set_params(init=Path("a/b"))  # nothing is checked before fit
     assert_same(again(model, path), model)
 
 

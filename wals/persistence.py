@@ -5,6 +5,7 @@ import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -60,7 +61,7 @@ _ATTRIBUTES = {
         "_sklearn_output_config": dict,
     },
 }
-#: What all fitted models of a class have, if they have the first of it.
+#: What all fitted models of a class have, if they have the first of it: what stands first above.
 _FITTED = {
     power_law: (),
     WALS: tuple(_ATTRIBUTES[WALS])[:8],
@@ -174,6 +175,7 @@ _ZONES = {
 _FROM_JSON = {
     "bytes": bytes.fromhex,
     "UUID": UUID,
+    "Path": Path,
     "Decimal": Decimal,
     "date": date.fromisoformat,
     "time": time.fromisoformat,
@@ -197,6 +199,8 @@ def _encode(value, name, arrays):
         return value
     if kind in _TO_JSON and getattr(value, "tzinfo", None) is None:
         content = _TO_JSON[kind](value)
+    elif isinstance(value, Path):
+        kind, content = Path, str(value)
     elif kind is list:
         return [_encode(item, name, arrays) for item in value]
     elif kind is tuple:
