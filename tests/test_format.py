@@ -49,6 +49,16 @@ def test_round_trip(path, mmap):
     assert not mmap or found["large"].ctypes.data % ALIGNMENT == 0
 
 
+@pytest.mark.parametrize("kind_of_path", [str, os.fsencode, Path])
+def test_paths(path, kind_of_path, monkeypatch):
+    write(kind_of_path(path), {}, 1, kind="x")
+    assert read(kind_of_path(path), kind="x") == (1, {})
+    monkeypatch.chdir(path.parent)
+    write(kind_of_path("b.wals"), {}, 2, kind="x")
+    assert read(kind_of_path("b.wals"), kind="x") == (2, {})
+    assert len([*path.parent.iterdir()]) == 2
+
+
 @pytest.mark.parametrize("array", [np.ones(2, complex), np.array(["a"]), np.array([None])])
 def test_types_that_are_refused(path, array):
     with pytest.raises(ValueError, match=r"x has the type .*, which a file cannot hold"):

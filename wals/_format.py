@@ -135,7 +135,7 @@ def read(path, *, kind, mmap=False):
     OSError
         If it cannot be read.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     # To open a pipe would be to wait for a writer.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is not a file.")
@@ -287,7 +287,7 @@ def _fill(file, buffer, path):
 @contextmanager
 def replacing(path):
     """Give a file to write to, which takes the place of `path` if nothing is raised."""
-    path = os.path.realpath(os.fspath(path))
+    path = os.path.realpath(os.fsdecode(path))
     folder, name = os.path.split(path)
     # A device or a pipe must not be replaced by a file.
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
