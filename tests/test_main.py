@@ -20,7 +20,7 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array, save_npz
 
 import wals
-from wals import WALS, Recommender, __main__, _format, _output, _progress, storage
+from wals import WALS, Recommender, __main__, _format, _output, _progress, load, storage
 from wals.__main__ import _PROG, _clip, _split, _split_by_time, main
 from wals.datasets import load_msweb, make_interactions
 from wals.interactions import read_interactions
@@ -400,7 +400,7 @@ def test_saved_models_know_their_ids(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("".join(lines))
     lines, _ = run([tmp_path / "a.csv", *QUICK, "--quiet", "--output", tmp_path / "m"], capsys)
     assert "ids in row_ids_ and col_ids_" in " ".join(" ".join(lines).split())
-    model = joblib.load(tmp_path / "m")
+    model = load(tmp_path / "m")
     X, row_ids, col_ids = read_interactions(tmp_path / "a.csv")
     assert model.col_ids_.tolist() == col_ids.tolist()
     assert model.row_ids_.size == model.row_factors_.shape[0] == 36
@@ -506,7 +506,7 @@ def test_recommendations_are_those_of_the_library(
     found = READ[suffix](out)
     assert list(found.columns) == ["customer", "sku", "score", "rank"]
     assert found.dtypes["rank"] == np.int64
-    model = joblib.load(tmp_path / "model")
+    model = load(tmp_path / "model")
     recommender = Recommender(
         WALS(4, max_iter=2, random_state=0),
         user="customer",
@@ -672,7 +672,7 @@ def test_times_split_what_is_trained_on(orders, tmp_path, capsys):
     content = read_interactions(path)
     assert content.names == ("customer", "sku")
     expected = WALS(4, max_iter=2, random_state=0).fit(content.X)
-    model = joblib.load(tmp_path / "m")
+    model = load(tmp_path / "m")
     assert_array_equal(model.components_, expected.components_)
     assert model.row_ids_.tolist() == content.row_ids.tolist()
     # The quality is that of a model that knows nothing of what came later.
@@ -742,7 +742,7 @@ def test_no_progress_of_short_work_or_in_a_pipe(npz, tmp_path, capsys, monkeypat
     monkeypatch.setattr(_progress, "DELAY", 1000)
     run(options, capsys)
     assert not terminal.getvalue()
-    assert not hasattr(joblib.load(tmp_path / "m"), "_skl_callbacks")
+    assert not hasattr(load(tmp_path / "m"), "_skl_callbacks")
     monkeypatch.setattr(_progress, "DELAY", 0)
     terminal.isatty = lambda: False
     run(options, capsys)
@@ -779,3 +779,62 @@ def test_storage(tmp_path, capsys):
     storage.write(X, tmp_path / "bare")
     lines, _ = run(["--storage", tmp_path / "bare", *QUICK], capsys)
     assert sum(line.startswith("Row ") for line in lines) == 3
+
+
+def test_users_of_another_file(tmp_path, capsys):
+    """`recommend MODEL FILE` projects them by their interactions, in the ids of the model."""
+    rng = np.random.default_rng(0)
+    pairs = {(f"u{rng.integers(60)}", f"item {rng.integers(25)}") for _ in range(500)}
+    (tmp_path / "a.csv").write_text("buyer,sku\n" + "".join(f"{u},{i}\n" for u, i in sorted(pairs)))
+    path = tmp_path / "model.wals"
+    run([tmp_path / "a.csv", *QUICK, "--quiet", "--test-rows", 0, "--output", path], capsys)
+    model = load(path)
+    new = [("zoe", "item 3"), ("zoe", "item 7"), ("ann", "item 24"), ("ann", "none such")]
+    (tmp_path / "new.csv").write_text("buyer,sku\n" + "".join(f"{u},{i}\n" for u, i in new))
+    lines, err = run(["recommend", path, tmp_path / "new.csv", "--top", 3], capsys)
+    assert lines[0] == "buyer,sku,score,rank"
+    X = np.zeros((2, 25), np.float32)
+    column = {item: j for j, item in enumerate(model.col_ids_)}
+    for user, item in new[:3]:
+        X[int(user == "zoe"), column[item]] = 1
+    ranked, scores = model.recommend(X, 3)
+    expected = [
+        f"{user},{model.col_ids_[ranked[i, r]]},{scores[i, r].astype(str)},{r + 1}"
+        for i, user in enumerate(("ann", "zoe"))
+        for r in range(3)
+    ]
+    assert lines[1:] == expected
+    assert len(err) == 1
+    assert "left out" in err[0] or "unknown" in err[0]
+    out = tmp_path / "out.parquet"
+    lines, err = run(
+        ["recommend", path, tmp_path / "new.csv", "--output", out, "--quiet", "--jobs", 1], capsys
+    )
+    assert (lines, err) == ([], [])
+    table = pd.read_parquet(out)
+    assert table.columns.tolist() == ["buyer", "sku", "score", "rank"]
+    assert (table["rank"].max(), len(table)) == (20, 40)
+    assert table["sku"][:3].tolist() == [model.col_ids_[j] for j in ranked[0]]
+
+
+def test_bad_requests_for_recommendations(npz, X, tmp_path, capsys):
+    WALS(2, max_iter=1).fit(X).save(tmp_path / "plain.wals")
+    run([npz, *QUICK, "--quiet", "--output", tmp_path / "m.wals"], capsys)
+    run([npz, *QUICK, "--quiet", "--output", tmp_path / "m.joblib"], capsys)
+    for options, message in (
+        (["m.wals"], "the following arguments are required: FILE"),
+        (["none.wals", npz], "No such file"),
+        (["m.joblib", npz], "is not a file of wals"),
+        (["plain.wals", npz], "has no ids of columns"),
+        (["m.wals", "none.csv"], "none.csv"),
+        (["m.wals", npz, "--top", "0"], "--top must be at least 1"),
+        (["m.wals", npz, "--jobs", "0"], "n_jobs"),
+        (["m.wals", npz, "--output", "a.txt"], "the suffix must be .csv or .parquet"),
+    ):
+        options = [
+            tmp_path / option if str(option).endswith(".wals") else option for option in options
+        ]
+        options = [tmp_path / o if o in ("m.joblib", "none.csv", "a.txt") else o for o in options]
+        _, err = run(["recommend", *options], capsys, code=2)
+        assert len(err) == 1
+        assert message in err[0]

@@ -18,9 +18,9 @@ from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.utils import gen_batches
 
-from wals import WALS, storage
+from wals import WALS, load, storage
 from wals._callback_support import ITERATION
-from wals._output import check_output, table_writer
+from wals._output import check_output, table_writer, text_writer
 from wals._precompile import precompile
 from wals._progress import Progress
 from wals._tables import names_of_ids
@@ -53,10 +53,14 @@ def main(argv=None):
         Exit code: 0, or 2 after a line on stderr about a bad file or option, 130 if interrupted,
         141 if nobody reads the output any more.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else [*map(os.fspath, argv)]
+    if argv[:1] == ["recommend"]:
+        arguments, run = _recommend_parser().parse_args(argv[1:]), _answer
+    else:
+        arguments, run = _parser().parse_args(argv), _run
     try:
         with _lenient(sys.stdout):
-            _run(arguments)
+            run(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -79,7 +83,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser():
     parser = _Parser(
         prog=_PROG,
-        usage=f"{_PROG} [FILE] [options]",
+        usage=f"{_PROG} [FILE] [options]\n       {_PROG} recommend MODEL FILE [options]",
         description=(
             "Factorise a matrix of interactions (who bought, read or visited what) by weighted "
             "alternating least squares. Most rows are trained on. Of the others, the test rows, "
@@ -106,35 +110,7 @@ def _parser():
         "such, or a .npz of a SciPy CSR matrix. Without a FILE: the Anonymous Microsoft Web Data "
         "that comes with the package",
     )
-    for role in ("user", "item", "value", "time"):
-        group.add_argument(
-            f"--{role}",
-            type=_column,
-            metavar="COLUMN",
-            help=f"column of the {role}, by name or by position from 0 (default: found out)",
-        )
-    group.add_argument(
-        "--delimiter",
-        type=lambda text: {r"\t": "\t", "tab": "\t"}.get(text, text),
-        metavar="TEXT",
-        help="what separates the fields of a text; tab stands for itself, a blank for any blanks "
-        "(default: found out)",
-    )
-    group.add_argument(
-        "--decimal", metavar="MARK", help="decimal mark of the values, . or , (default: found out)"
-    )
-    group.add_argument(
-        "--aggregate",
-        metavar="NAME",
-        help="what becomes of a pair that is there several times: sum, mean, max, last or count "
-        "of its values (default: sum)",
-    )
-    group.add_argument(
-        "--header",
-        action=argparse.BooleanOptionalAction,
-        help="whether the first line of a text names the columns (default: detected)",
-    )
-    group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+    _add_columns(group)
     group.add_argument(
         "--storage",
         metavar="DIR",
@@ -220,9 +196,9 @@ def _parser():
     group.add_argument(
         "--output",
         metavar="MODEL",
-        help="save the model with joblib, for instance wals.joblib; row_ids_ (of the rows "
-        "trained on) and col_ids_ tell what its row_factors_ and col_factors_ are of. After a "
-        "split in time it is trained anew, on all entries",
+        help="save the model, for instance as a.wals, which wals.load reads; a .joblib is saved "
+        "with joblib. row_ids_ (of the rows trained on) and col_ids_ tell what its row_factors_ "
+        "and col_factors_ are of. After a split in time it is trained anew, on all entries",
     )
     group.add_argument(
         "--compile",
@@ -233,6 +209,78 @@ def _parser():
     group.add_argument(
         "--quiet", action="store_true", help="no line per sweep, and no progress bar"
     )
+    group.add_argument("--help", "-h", action="help", help="print this and exit")
+    return parser
+
+
+def _add_columns(group):
+    """Add the options that say which column is what, and how a text is cut."""
+    for role in ("user", "item", "value", "time"):
+        group.add_argument(
+            f"--{role}",
+            type=_column,
+            metavar="COLUMN",
+            help=f"column of the {role}, by name or by position from 0 (default: found out)",
+        )
+    group.add_argument(
+        "--delimiter",
+        type=lambda text: {r"\t": "\t", "tab": "\t"}.get(text, text),
+        metavar="TEXT",
+        help="what separates the fields of a text; tab stands for itself, a blank for any blanks "
+        "(default: found out)",
+    )
+    group.add_argument(
+        "--decimal", metavar="MARK", help="decimal mark of the values, . or , (default: found out)"
+    )
+    group.add_argument(
+        "--aggregate",
+        metavar="NAME",
+        help="what becomes of a pair that is there several times: sum, mean, max, last or count "
+        "of its values (default: sum)",
+    )
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line of a text names the columns (default: detected)",
+    )
+    group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+
+
+def _recommend_parser():
+    parser = _Parser(
+        prog=f"{_PROG} recommend",
+        usage=f"{_PROG} recommend MODEL FILE [options]",
+        description=(
+            "Recommend items to users by what a file says of them. They need not be those that the "
+            "model was trained on: each is projected by its interactions in the file, which are "
+            "not recommended. Items that the model does not know are left out."
+        ),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=80),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"what `{_PROG} ... --output MODEL` has saved, as .wals"
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "file", metavar="FILE", help=f"their interactions, in a file like that of {_PROG}"
+    )
+    _add_columns(group)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        metavar="TABLE",
+        help="a .csv or .parquet (default: as CSV on standard output). Columns are called as in "
+        "FILE; besides ids there are score, and rank from 1",
+    )
+    group.add_argument(
+        "--top", default=_K, type=int, metavar="N", help=f"items of a user (default: {_K})"
+    )
+    group.add_argument(
+        "--jobs", type=int, metavar="N", help="threads (default: as many as allowed)"
+    )
+    group.add_argument("--quiet", action="store_true", help="no notes, and no progress bar")
     group.add_argument("--help", "-h", action="help", help="print this and exit")
     return parser
 
@@ -312,13 +360,21 @@ def _run(arguments):
             _train("train anew", final, X, weights, seconds, quiet=arguments.quiet)
     if arguments.output is not None:
         final.row_ids_, final.col_ids_ = np.delete(row_ids, untrained), col_ids
+        final.set_params(verbose=0)
         with _timed("save", seconds):
-            joblib.dump(final.set_params(verbose=0), arguments.output)
+            if os.path.splitext(arguments.output)[1].lower() == ".joblib":
+                joblib.dump(final, arguments.output)
+            else:
+                final.save(arguments.output)
         size = os.path.getsize(arguments.output) / 1e6
         _say("Saved", f"{arguments.output}, {size:,.1f} MB, ids in row_ids_ and col_ids_")
     if arguments.recommend is not None:
-        with _timed("recommend", seconds):
-            _write_best(final, weights, content, arguments)
+        n = min(arguments.top or _K, n_columns)
+        with _timed("recommend", seconds), table_writer(arguments.recommend) as write:
+            n_written = _write_best(final, weights, content, n, write, quiet=arguments.quiet)
+        size = os.path.getsize(arguments.recommend) / 1e6
+        text = f"{arguments.recommend}, {size:,.1f} MB, {n_written:,} recommendations, {n} at most "
+        _say("Written", text + f"to each of {n_rows:,} rows")
     print()
 
     if test.size:
@@ -343,6 +399,32 @@ def _run(arguments):
     seconds["total"] = sum(seconds.values())
     for place, (stage, duration) in enumerate(seconds.items()):
         _say("" if place else "Time", f"{stage:<10}{duration:9.2f} s")
+
+
+def _answer(arguments):
+    """Recommend items to the users of a file."""
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1, got {arguments.top}")
+    if arguments.output is not None:
+        _check_table("--output", arguments.output, arguments.file)
+    model = load(arguments.model, mmap=True)
+    if not isinstance(model, WALS) or not hasattr(model, "col_ids_"):
+        raise ValueError(
+            f"{arguments.model}: has no ids of columns, as a model has that {_PROG} saved; for "
+            "others, and a Recommender, see wals.load"
+        )
+    model.set_params(**({} if arguments.jobs is None else {"n_jobs": arguments.jobs}))
+    model._validate_params()
+    with _caught() as notes:
+        content = read_interactions(
+            arguments.file, col_ids=model.col_ids_, **_reading_options(arguments)
+        )
+    content.X.data = content.X.data.astype(model.components_.dtype)
+    for note in () if arguments.quiet else notes:
+        print(f"{_PROG}: note: {_as_options(note)}", file=sys.stderr)
+    out = table_writer(arguments.output) if arguments.output else text_writer(sys.stdout)
+    with out as write:
+        _write_best(model, None, content, arguments.top, write, quiet=arguments.quiet)
 
 
 def _compile(dtype, seconds, *, always=False):
@@ -388,18 +470,22 @@ def _check_outputs(arguments):
         if arguments.top is not None:
             raise ValueError("--top needs --recommend")
         return
-    _check_writable("--recommend", table)
     if arguments.top is not None and arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
+    _check_table("--recommend", table, arguments.file)
+    if model is not None and os.path.realpath(model) == os.path.realpath(table):
+        raise ValueError(f"--recommend {table}: is the same as --output")
+
+
+def _check_table(option, table, file):
+    _check_writable(option, table)
     try:
         check_output(table)
     except (ValueError, ImportError) as error:
-        raise type(error)(f"--recommend {table}: {error}") from error
+        raise type(error)(f"{option} {table}: {error}") from error
     folder, path = (os.path.realpath(x) for x in (os.path.dirname(table), table))
-    if arguments.file is not None and os.path.realpath(arguments.file) in (folder, path):
-        raise ValueError(f"--recommend {table}: is what is read, or in the folder that is")
-    if model is not None and os.path.realpath(model) == path:
-        raise ValueError(f"--recommend {table}: is the same as --output")
+    if file is not None and os.path.realpath(file) in (folder, path):
+        raise ValueError(f"{option} {table}: is what is read, or in the folder that is")
 
 
 def _check_writable(option, path):
@@ -412,20 +498,26 @@ def _check_writable(option, path):
         raise ValueError(f"{option} {path}: no permission to write")
 
 
-def _read(arguments):
+def _reading_options(arguments):
+    """Return what the arguments say of the file to read."""
     names = ("user", "item", "value", "time", "delimiter", "decimal", "aggregate")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: option for name, option in options.items() if option is not None}
+    return options | {"header": arguments.header, "values": not arguments.ignore_values}
+
+
+def _read(arguments):
+    options = _reading_options(arguments)
     if arguments.file is None:
-        if options:
-            raise ValueError(f"--{next(iter(options))} needs a FILE")
+        named = [name for name in options if name not in ("header", "values")]
+        if named:
+            raise ValueError(f"--{named[0]} needs a FILE")
         if arguments.storage is not None:
             X = storage.open(arguments.storage)
             ids = (X.row_ids, X.col_ids), map(np.arange, X.shape)
             return X, *(own if given is None else given for given, own in zip(*ids, strict=True))
         X, titles = load_msweb(return_titles=True)
         return Interactions(X, np.arange(X.shape[0]), titles)
-    options |= {"header": arguments.header, "values": not arguments.ignore_values}
     if arguments.storage is not None:
         X = storage.write_interactions(arguments.file, arguments.storage, **options)
         return X, X.row_ids, X.col_ids
@@ -535,19 +627,21 @@ def _train(stage, model, X, row_weights, seconds, *, quiet):
     )
 
 
-def _write_best(model, row_weights, content, arguments):
-    """Write the best items of all rows, which are projected by all of their entries."""
+def _write_best(model, row_weights, content, n, write, *, quiet):
+    """Write the n best items of all rows, which are projected by all of their entries.
+
+    Returns
+    -------
+    n_written : int
+    """
     X, row_ids, col_ids = content
     row_ids, col_ids = (
         ids.astype(object) if ids.dtype.kind == "U" else ids for ids in (row_ids, col_ids)
     )
     user, item = names_of_ids(getattr(content, "names", None) or ("user", "item"))
-    n_rows, n = X.shape[0], min(arguments.top or _K, X.shape[1])
+    n_rows, n = X.shape[0], min(n, X.shape[1])
     n_written = 0
-    with (
-        Progress("Writing", n_rows, shown=not arguments.quiet) as bar,
-        table_writer(arguments.recommend) as write,
-    ):
+    with Progress("Writing", n_rows, shown=not quiet) as bar:
         for rows in gen_batches(n_rows, max(_BLOCK // n, 1)):
             part = X[rows]
             weights = None if row_weights is None else row_weights[rows]
@@ -564,9 +658,7 @@ def _write_best(model, row_weights, content, arguments):
             )
             n_written += len(row)
             bar.update(rows.stop)
-    size = os.path.getsize(arguments.recommend) / 1e6
-    text = f"{arguments.recommend}, {size:,.1f} MB, {n_written:,} recommendations, {n} at most to "
-    _say("Written", text + f"each of {n_rows:,} rows")
+    return n_written
 
 
 def _above_zero(X):

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from ._format import replacing
 
-__all__ = ["check_output", "table_writer"]
+__all__ = ["check_output", "table_writer", "text_writer"]
 
 
 class _Csv:
@@ -105,6 +105,14 @@ def table_writer(path):
                 table.close()
             raise
         table.close()
+
+
+@contextmanager
+def text_writer(stream):
+    """Give such a function that writes to a stream of text, as CSV."""
+    stream.flush()
+    yield _Csv(stream.buffer).write
+    stream.buffer.flush()
 
 
 def _suffix(path):
