@@ -74,8 +74,12 @@ def _recall(factors):
     return known
 
 
-def freeze(model):
-    """Make the factors of a fitted model read-only, in place."""
+def freeze(model, *, copied=False):
+    """Make the factors of a fitted model read-only, in place.
+
+    Those that are so already may be another model's, too, if it was copied: then neither writes
+    to them any more.
+    """
     for name, *_ in _NAMES:
         factors = vars(model).get(name)
         if isinstance(factors, np.ndarray) and factors.flags.writeable:
@@ -83,6 +87,8 @@ def freeze(model):
             frozen.flags.writeable = False
             _known[id(frozen)] = _Known(frozen, None if is_mapped(factors) else factors)
             vars(model)[name] = frozen
+        elif copied and (known := _known.get(id(factors))) is not None:
+            known.writable = None
 
 
 def _thaw(factors):

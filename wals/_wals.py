@@ -358,7 +358,7 @@ class WALS(
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        freeze(self)
+        freeze(self, copied=True)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "components_")
@@ -463,7 +463,12 @@ class WALS(
             C = self._check_col_weights(X.shape[1], partial(_count_columns, X))
             stored = isinstance(X, StoredMatrix)
             check_memory(
-                X, self.n_components, auto=auto, entry_weights=E is not None, stored=stored
+                X,
+                self.n_components,
+                auto=auto,
+                entry_weights=E is not None,
+                stored=stored,
+                kept=checkpoints is not None,
             )
             U, V, drawn = self._start(*X.shape, X.dtype)
             rows, cols = make_sides(X, (R, C), E, *settings, n_threads)
@@ -475,6 +480,7 @@ class WALS(
             if checkpoints is not None:
                 start = (None, None) if drawn and self.random_state is None else (U, V)
                 checkpoints.find(make_key(self, X, (R, C, E), start))
+                checkpoints.beside = not isinstance(X, StoredMatrix)
                 ended = checkpoints.resume(state, rows, cols, tasks, **limits)
             if ended is None:
                 if U is not None:

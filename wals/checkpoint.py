@@ -76,7 +76,15 @@ class Checkpoints:
         It is made if it is not there.
     every : int
         Iterations between two states.
+
+    Attributes
+    ----------
+    beside : bool
+        Whether states are copied, to be written beside the next iteration. What a matrix on disk
+        keeps on disk, too, is not to be copied into memory.
     """
+
+    beside = True
 
     def __init__(self, folder, every):
         self._folder, self._every = os.path.abspath(folder), every
@@ -139,7 +147,8 @@ class Checkpoints:
         self.wait()
         arrays = _pack("state", state)
         for name, side in (("rows", rows), ("cols", cols)):
-            arrays |= {f"{name}.{part}": array for part, array in side.kept().items()}
+            for part, array in side.kept().items():
+                arrays[f"{name}.{part}"] = array.copy() if self.beside else array
         arrays.pop("cols.factors", None)  # V
         if tasks.kept is not None:
             arrays |= _pack("kept", tasks.kept)
@@ -148,6 +157,8 @@ class Checkpoints:
         self._n_iter[path] = state.n_iter
         self._writer = threading.Thread(target=self._write, args=(path, arrays, content))
         self._writer.start()
+        if not self.beside:
+            self.wait()
 
     def __enter__(self):
         return self

@@ -169,9 +169,9 @@ class Side:
 
     def kept(self):
         """Return what the next sweep starts from, besides the fixed factors: arrays by name."""
-        kept = {name: array.copy() for name, array in self.duals._asdict().items()}
+        kept = self.duals._asdict()
         if self.start == kernels.FACTORS and not self.plan.exact:
-            kept["factors"] = self.factors.copy()
+            kept["factors"] = self.factors
         return kept
 
     def keep(self, start, kept):
