@@ -34,6 +34,7 @@ from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import freeze, get_side, project, store
+from ._from_factors import from_factors
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
 from ._saving import SaveMixin
@@ -82,7 +83,8 @@ class WALS(
 
     with :math:`w_0` = `unobserved_weight`, w = `observed_weight`, R = `row_weights` and
     E = `entry_weights` of `fit`, C = `col_weights`, :math:`\lambda` = `regularization` and
-    :math:`\nu` = `regularization_exponent`.
+    :math:`\nu` = `regularization_exponent`. With ``regularization_by="count"``, the number of
+    stored entries with a positive target stands in place of the sums of weights.
 
     One *sweep* solves all rows with V fixed, or all columns with U fixed. One *iteration* is a row
     sweep and a column sweep. This is the model of TensorFlow 1's ``WALSMatrixFactorization`` [1]_,
@@ -119,6 +121,11 @@ class WALS(
         is proportional to. 0 is plain L2; 1 regularizes an item in proportion to its data, which
         ranks as well with a value of `regularization` for each data set, but no one value suits
         many.
+
+    regularization_by : {"weight", "count"}, default="weight"
+        What of a row or column :math:`\nu` is the power of: its total weight, or the number of its
+        stored entries with a positive target, as in Spark, whatever their weights. Without any of
+        those an item is not regularized, unless :math:`\nu = 0`. Set it before `fit`.
 
     implicit : bool, default=False
         Whether the stored values are confidences rather than targets: the target of a stored value
@@ -284,6 +291,7 @@ class WALS(
         "col_weights": [None, "array-like", callable],
         "regularization": [Interval(Real, 0, np.inf, closed="left")],
         "regularization_exponent": [Interval(Real, 0, np.inf, closed="left")],
+        "regularization_by": [StrOptions({"weight", "count"})],
         "implicit": ["boolean"],
         "solver": [StrOptions({"auto", "exact", "cg"})],
         "init": [StrOptions({"svd", "random"}), "array-like"],
@@ -314,6 +322,7 @@ class WALS(
         col_weights=None,
         regularization=7.0,
         regularization_exponent=0.0,
+        regularization_by="weight",
         implicit=False,
         solver="auto",
         init="svd",
@@ -332,6 +341,7 @@ class WALS(
         self.col_weights = col_weights
         self.regularization = regularization
         self.regularization_exponent = regularization_exponent
+        self.regularization_by = regularization_by
         self.implicit = implicit
         self.solver = solver
         self.init = init
@@ -369,6 +379,64 @@ class WALS(
         return self.components_.T
 
     # ------------------------------------------------------------------------------------ fitting
+
+    @classmethod
+    def from_factors(
+        cls, components, row_factors=None, *, row_weights=None, col_weights=None, **parameters
+    ):
+        """Make a fitted model of factors that were trained elsewhere.
+
+        It transforms, recommends, explains, evaluates, learns more by `partial_fit` and is saved
+        like any other. README tells which parameters state the objectives of other libraries.
+
+        Parameters
+        ----------
+        components : array-like of shape (n_components, n_features)
+            :math:`V^T`: the transpose of what most libraries keep of items. It is copied.
+
+        row_factors : array-like of shape (n_samples, n_components), default=None
+            U. None stands for no rows: they are projected when they come.
+
+        row_weights : float or array-like of shape (n_samples,), default=None
+            Weights R of the rows; None stands for 1.
+
+        col_weights : float or array-like of shape (n_features,), default=None
+            Weights C of the columns, which become the parameter of this name; None stands for 1.
+
+        **parameters
+            Other parameters of `WALS`, by which rows and columns are projected.
+
+        Returns
+        -------
+        model : WALS
+            float32 if both factors are, else float64.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not agree, or a number is not finite, or a parameter is out of its range.
+
+        TypeError
+            If there is no parameter of a name, or elements are masked.
+
+        Notes
+        -----
+        What is not known without X is left out: `loss_`, `rwse_` and the curves. Nor are the total
+        weights of the given rows and columns, so that with a `regularization_exponent` other than
+        0, "loss" and "penalty" of `evaluate` are NaN, until `partial_fit` has been given the fixed
+        side; what is projected does not depend on them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from wals import WALS
+        >>> V = np.array([[1.0, 0.0], [0.8, 0.2], [0.0, 1.0]])  # a row for each item
+        >>> model = WALS.from_factors(V.T, regularization=0.1, n_jobs=1)
+        >>> model.recommend([[1.0, 0.0, 0.0]], n=1)[0]
+        array([[1]])
+        """
+        parameters["col_weights"] = col_weights
+        return from_factors(cls, components, row_factors, row_weights, parameters)
 
     def fit(self, X, y=None, *, row_weights=None, entry_weights=None):
         """Factorise X.
@@ -455,7 +523,7 @@ class WALS(
             rows, cols, state, np.empty_like(rows.factors)
         )
         with checkpoints or nullcontext():
-            state, ended = State(V, 0.0, rows.mass.sum(), self.verbose), None
+            state, ended = State(V, 0.0, rows.sum_weights.sum(), self.verbose), None
             limits = {"max_iter": self.max_iter, "tol": self.tol}
             if checkpoints is not None:
                 ended = checkpoints.resume(state, rows, cols, tasks, **limits)
@@ -465,7 +533,7 @@ class WALS(
                 elif drawn and self.init == "svd":
                     V = spectral_start(rows, cols, V)
                 cols.factors, cols.start = V, FACTORS
-                state = State(V, cols.penalty(), rows.mass.sum(), self.verbose)
+                state = State(V, cols.penalty(), rows.sum_weights.sum(), self.verbose)
             ended = ended or alternate(
                 rows,
                 cols,
@@ -890,7 +958,7 @@ class WALS(
         fixed = get_side(self, 1 - axis)
         data_loss = side.data_loss(swept, fixed.factors)
         penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
-        sum_weights = float(side.mass.sum())
+        sum_weights = float(side.sum_weights.sum())
         return {
             "loss": data_loss + penalty,
             "data_loss": data_loss,
@@ -908,6 +976,7 @@ class WALS(
             float(self.regularization),
             float(self.regularization_exponent),
             bool(self.implicit),
+            self.regularization_by,
         )
 
     def _start(self, n, m, dtype):

@@ -229,8 +229,9 @@ class EmbeddingDisplay:
 
         Notes
         -----
-        The sum of the weights of an item is that of `regularization_exponent`, over all its
-        entries. Unless the weights say otherwise, the largest ones are of the most popular items.
+        The weight of an item is what `regularization_exponent` is the power of: the sum over all
+        its entries, or their number. Unless the weights say otherwise, the largest ones are of the
+        most popular items.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(estimator)
