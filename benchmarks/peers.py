@@ -40,17 +40,21 @@ def make_entries(*, signed=False):
     return sp.csr_matrix((values, (row, col)), (N, M))
 
 
+def make_ones():
+    ones = make_entries()
+    ones.data[:] = 1
+    return ones
+
+
 def run_implicit():
     from implicit.cpu.als import AlternatingLeastSquares
 
     settings = {"factors": K, "regularization": 0.7, "iterations": N_ITER, "dtype": np.float64}
     settings |= {"use_cg": False, "num_threads": 1, "random_state": 0}
-    ones = make_entries()
-    ones.data[:] = 1
     for case, X, alpha in (
         ("values", make_entries(), 4.0),
         ("negative", make_entries(signed=True), 4.0),
-        ("ones", ones, 3.0),
+        ("ones", make_ones(), 3.0),
     ):
         model = AlternatingLeastSquares(alpha=alpha, **settings)
         model.fit(X, show_progress=False)
@@ -60,18 +64,17 @@ def run_implicit():
 def run_irspack():
     from irspack import IALSRecommender
 
-    X = make_entries()
+    settings = {"n_components": K, "train_epochs": N_ITER, "n_threads": 1}
     for loss_type in ("ORIGINAL", "IALSPP"):
-        parameters = {"alpha0": 0.3, "reg": 0.05, "nu": 0.8, "loss_type": loss_type}
-        model = IALSRecommender(
-            X,
-            n_components=K,
-            solver_type="CHOLESKY",
-            train_epochs=N_ITER,
-            n_threads=1,
-            **parameters,
-        ).learn()
-        yield loss_type.lower(), X, parameters, model.get_item_embedding()
+        for kind, X, nu in (
+            ("ones", make_ones(), 0.8),
+            ("values", make_entries(), 0.0),
+            ("values and nu", make_entries(), 0.8),
+        ):
+            parameters = {"alpha0": 0.3, "reg": 2.0 if nu == 0 else 0.05, "nu": nu}
+            parameters["loss_type"] = loss_type
+            model = IALSRecommender(X, solver_type="CHOLESKY", **settings, **parameters).learn()
+            yield f"{loss_type} {kind}", X, parameters, model.get_item_embedding()
 
 
 def run_cmfrec():
@@ -128,22 +131,40 @@ def run_spark():
     settings |= {"numUserBlocks": 1, "numItemBlocks": 1, "checkpointInterval": 10}
     with tempfile.TemporaryDirectory() as folder:
         spark.sparkContext.setCheckpointDir(folder)
+        zeros = make_entries(signed=True)
+        zeros.data[: zeros.indptr[1]] = zeros.data[::5] = 0
+        implicit = {"implicitPrefs": True, "alpha": 0.8, "regParam": 0.1}
         for case, X, parameters in (
-            ("explicit", make_entries(), {"regParam": 0.2}),
-            ("implicit", make_entries(), {"implicitPrefs": True, "alpha": 0.8, "regParam": 0.1}),
-            ("negative", make_entries(signed=True), {"implicitPrefs": True, "alpha": 0.8, "regParam": 0.1}),
+            ("explicit", make_entries(signed=True), {"regParam": 0.2}),
+            ("explicit twice", make_entries(), {"regParam": 0.2}),
+            ("implicit", make_entries(), implicit),
+            ("implicit signed", zeros, implicit),
         ):
             entries = X.tocoo()
             # Ids need not be dense: those of items are 10, 13, 16 ...
-            rows = zip(entries.row.tolist(), (10 + 3 * entries.col).tolist(), entries.data.tolist())
-            table = spark.createDataFrame(list(rows), "user int, item int, value double")
-            model = ALS(maxIter=N_ITER // 10, **settings, **parameters).fit(table.coalesce(1))
-            factors = model.itemFactors.orderBy("id").collect()
-            assert [row.id for row in factors] == list(range(10, 10 + 3 * M, 3))
-            if case == "negative":
-                model.write().overwrite().save(str(FOLDER / "spark_model"))
-            yield case, X, parameters, np.array([row.features for row in factors], np.float32)
+            columns = entries.row, 10 + 3 * entries.col, entries.data
+            rows = list(zip(*(column.tolist() for column in columns), strict=True))
+            if case == "explicit twice":
+                rows += rows[::3]
+            table = spark.createDataFrame(rows, "user int, item int, value double").coalesce(1)
+            model = ALS(maxIter=N_ITER // 10, **settings, **parameters).fit(table)
+            U, V = (
+                np.array([row.features for row in factors.orderBy("id").collect()], np.float32)
+                for factors in (model.userFactors, model.itemFactors)
+            )
+            if case == "implicit signed":
+                save_spark(model, FOLDER / "spark_model")
+            best = model.recommendForAllUsers(3).orderBy("user").collect()
+            best = np.array([[item.item for item in row.recommendations] for row in best])
+            yield case, X, parameters, V, {"U": U, "best": best.astype(np.uint8)}
     spark.stop()
+
+
+def save_spark(model, folder):
+    """Save a model as Spark does, but for checksums."""
+    model.write().overwrite().save(str(folder))
+    for path in folder.rglob(".*.crc"):
+        path.unlink()
 
 
 LIBRARIES = {"lenskit": "lenskit", "spark": "pyspark"}

@@ -169,7 +169,7 @@ def test_a_long_row_is_counted_whole():
     assert_array_equal(model._row_mass, (X.toarray() > 0).sum(axis=1))
 
 
-# ------------------------------------------------------------------------------- factors from others
+# ------------------------------------------------------------------------------ factors from others
 
 
 @pytest.mark.parametrize("by", ["weight", "count"])
