@@ -58,6 +58,8 @@ def run_implicit():
     ):
         model = AlternatingLeastSquares(alpha=alpha, **settings)
         model.fit(X, show_progress=False)
+        if case == "values":
+            model.save(FOLDER / "implicit_model.npz")
         yield case, X, {"alpha": alpha, "regularization": 0.7}, model.item_factors
 
 

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import reference
 import scipy.sparse as sp
 from numpy.testing import assert_array_equal
+from sklearn.base import clone
+from test_golden import TOL, assert_close, make_run
 
 from wals import WALS
 
@@ -153,6 +156,46 @@ def test_spark_recommends_what_was_seen():
     assert_array_equal(10 + 3 * columns, arrays["best"])
     seen = X.toarray()[np.arange(X.shape[0])[:, None], columns] > 0
     assert seen.mean() > 0.5
+
+
+def test_a_model_that_spark_saved():
+    """Ids are not dense, and are in any order."""
+    X, parameters, V, _ = load_case("spark", "implicit signed")
+    users, items = (
+        pd.read_parquet(FOLDER / "spark_model" / name) for name in ("userFactors", "itemFactors")
+    )
+    assert sorted(items["id"]) == list(range(10, 10 + 3 * X.shape[1], 3))
+    U, own = np.stack(users["features"]), np.stack(items["features"])
+    assert_array_equal(own[np.argsort(items["id"])], V)
+    X, _, settings = translate("spark", "", X, parameters, {})
+    model = WALS.from_factors(own.T, U, **settings)
+    assert model.components_.dtype == np.float32
+    # The rows of its users, in the order of its folder, are what it has of them.
+    ours = model.transform(X[users["id"]][:, (items["id"] - 10) // 3])
+    assert np.linalg.norm(ours - U) <= SINGLE * np.linalg.norm(U)
+
+
+def test_a_model_that_implicit_saved():
+    X, parameters, V, arrays = load_case("implicit", "values")
+    X, E, settings = translate("implicit", "values", X, parameters, arrays)
+    with np.load(FOLDER / "implicit_model.npz", allow_pickle=False) as file:
+        model = WALS.from_factors(file["item_factors"].T, file["user_factors"], **settings)
+    assert_array_equal(model.col_factors_, V)
+    # transform has no entry_weights, but a fit from its factors has.
+    U = clone(model).set_params(init=V, max_iter=0).fit(X, entry_weights=E).row_factors_
+    assert np.linalg.norm(U - model.row_factors_) <= DOUBLE * np.linalg.norm(U)
+
+
+def test_variables_of_tensorflow(tmp_path):
+    """Training goes on from a row sweep of TensorFlow to what its column sweep gave."""
+    run = make_run("est_list_weights", np.float32)
+    for name, factors in (("row", run.tf.U[-1]), ("col", run.tf.V[-2])):
+        np.save(tmp_path / f"{name}_factors.npy", factors)
+    U, V = (np.load(tmp_path / f"{name}_factors.npy") for name in ("row", "col"))
+    settings = {name: value for name, value in run.params.items() if name != "init"}
+    model = WALS.from_factors(V.T, U, row_weights=run.row_weights, **settings)
+    model.partial_fit(run.X, axis=1)
+    assert_close(model.col_factors_, run.tf.V[-1], TOL)
 
 
 @pytest.mark.parametrize("loss_type", ["ORIGINAL", "IALSPP"])
