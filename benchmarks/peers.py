@@ -84,6 +84,7 @@ def run_cmfrec():
 
     settings = {"k": K, "niter": N_ITER, "use_cg": False, "finalize_chol": False, "nthreads": 1}
     settings |= {"use_float": False, "random_state": 0, "precompute_for_predictions": False}
+    settings["verbose"] = False
     X = make_entries()
     model = CMF_implicit(alpha=0.8, lambda_=1.5, **settings).fit(sp.coo_matrix(X))
     yield "implicit", X, {"alpha": 0.8, "lambda_": 1.5}, model.B_

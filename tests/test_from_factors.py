@@ -12,7 +12,9 @@ from sklearn.base import clone
 
 import wals
 from wals import WALS, storage
+from wals._fitted import get_side
 from wals.datasets import make_interactions
+from wals.plotting import _check_items
 from wals.weights import power_law
 
 PARAMS = {
@@ -212,6 +214,8 @@ def test_what_is_not_known_is_not_told(X, factors):
     assert np.isnan([evaluated["loss"], evaluated["penalty"]]).all()
     assert np.isfinite([evaluated["data_loss"], evaluated["rwse"]]).all()
     assert not hasattr(model, "loss_")
+    with pytest.raises(ValueError, match="does not know all weights"):
+        _check_items(5, get_side(model, 1).mass)
     # Where the ridge is a constant, all is known.
     model = WALS.from_factors(*factors, regularization=0.4)
     problem = reference.make_problem(X, regularization=0.4)
@@ -305,3 +309,4 @@ def test_only_a_row_with_nothing_to_hold_it_is_singular(X):
     with pytest.warns(LinAlgWarning, match="1 of 1 rows"):
         U = model.transform(X[[6]])
     assert_allclose(U, [[0, -1, 0]], rtol=0, atol=1e-12)
+    assert not model.transform(X[[5]]).any()  # zeros only: 0, and no warning

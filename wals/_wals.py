@@ -417,7 +417,7 @@ class WALS(
             If shapes do not agree, or a number is not finite, or a parameter is out of its range.
 
         TypeError
-            If there is no parameter of a name, or elements are masked.
+            If there is no parameter of a name, or factors are sparse or masked.
 
         Notes
         -----

@@ -309,6 +309,8 @@ def _check_items(items, mass):
     if isinstance(items, Integral) and not isinstance(items, bool):
         if items < 1:
             raise ValueError(f"items must be at least 1, got {items}.")
+        if np.isnan(mass).any():
+            raise ValueError("items must be positions: this model does not know all weights.")
         return np.argsort(-mass, kind="stable")[:items]
     positions = np.asarray(items)
     if positions.ndim != 1 or positions.dtype.kind not in "iu" or not positions.size:

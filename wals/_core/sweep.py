@@ -251,6 +251,7 @@ class Side:
         self.start = kernels.DUALS if self.duals.codes.size else kernels.FACTORS
         # Without any weight, 0 is as good as for an item without entries.
         singular &= (self.sum_weights > 0) & (np.diff(items.indptr) > 0)
+        singular &= (self.mass > 0) | (squares > 0)  # nor is another factor than 0 looked for
         penalty = float(np.sum(ridge * squares))
         n_singular = int(np.count_nonzero(singular))
         return Swept(float(objectives.sum()), penalty, n_singular, spend and bool(n_bytes))
