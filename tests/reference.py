@@ -37,6 +37,7 @@ def make_problem(
     entry_weights=None,
     regularization=0.0,
     regularization_exponent=0.0,
+    regularization_by="weight",
     implicit=False,
 ):
     """Write out the objective for a sparse X; `entry_weights` stores the same positions as X."""
@@ -53,7 +54,8 @@ def make_problem(
     A[X.row, X.col] = values
     W = np.full((n, m), float(unobserved_weight))
     W[X.row, X.col] += observed_weight * R[X.row] * C[X.col] * extra
-    lam, mu = (regularization * W.sum(axis) ** regularization_exponent for axis in (1, 0))
+    mass = W if regularization_by == "weight" else A > 0
+    lam, mu = (regularization * mass.sum(axis) ** regularization_exponent for axis in (1, 0))
     return Problem(A, W, lam, mu)
 
 

@@ -276,6 +276,7 @@ def test_help_shows_every_option_and_default(capsys):
         ("--unobserved-weight X", "unobserved_weight"),
         ("--regularization X", "regularization"),
         ("--regularization-exponent X", "regularization_exponent"),
+        ("--regularization-by NAME", "regularization_by"),
         ("--iterations N", "max_iter"),
         ("--tol X", "tol"),
         ("--solver NAME", "solver"),

@@ -24,6 +24,7 @@ from wals.weights import power_law
         WALS(),
         WALS(n_components=3, solver="exact", unobserved_weight=0.0, tol=0.1),
         WALS(n_components=2, implicit=True, col_weights=power_law(-0.5), regularization_exponent=1),
+        WALS(n_components=2, regularization_exponent=1, regularization_by="count"),
     ]
 )
 def test_scikit_learn_checks(estimator, check):

@@ -159,6 +159,12 @@ def _parser():
         "regularizes in proportion to the data",
         **real,
     )
+    add(
+        "--regularization-by",
+        "regularization_by",
+        "weight, or count: that power of the number of its positive entries instead",
+        metavar="NAME",
+    )
 
     group = parser.add_argument_group("training")
     add("--iterations", "max_iter", "iterations at most", **integer)

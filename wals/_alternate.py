@@ -199,7 +199,7 @@ def warn_singular(n_singular, n_items):
     if told:
         warnings.warn(
             f"{' and '.join(told)} have a singular system, and got the solution of minimum norm. "
-            "Set regularization > 0 to avoid this.",
+            'Set regularization > 0, with regularization_by="weight", to avoid this.',
             LinAlgWarning,
             stacklevel=4,
         )

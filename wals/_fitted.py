@@ -30,7 +30,7 @@ class FittedSide(NamedTuple):
 
     factors: np.ndarray  # (n, k)
     weights: np.ndarray  # (n,)
-    mass: np.ndarray  # (n,) sum_j w_ij of rows, sum_i w_ij of columns
+    mass: np.ndarray  # (n,) what their regularization is a power of; NaN where it is not known
 
 
 def get_side(model, axis):
@@ -180,9 +180,10 @@ def store(model, axis, indices, X, solved):
         Their entries.
     solved : Side
     """
-    side, other, w0 = get_side(model, axis), get_side(model, 1 - axis), model.unobserved_weight
+    side, other = get_side(model, axis), get_side(model, 1 - axis)
+    unstored_mass = model._objective().unstored_mass
     known = len(side.factors)
-    # New items add their stored entries to the weight of the other side.
+    # New items add their stored entries to the mass of the other side.
     new = indices >= known
     added = Side(
         X[new].T.tocsr(),
@@ -198,7 +199,7 @@ def store(model, axis, indices, X, solved):
     if not missing and all(array is not None for array in owned):
         side = FittedSide(owned[0] if axis == 0 else owned[0].T, *owned[1:])
     else:
-        empty = w0 * len(other.factors)
+        empty = unstored_mass * len(other.factors)
         side = FittedSide(
             np.pad(side.factors, [(0, missing), (0, 0)]),
             np.pad(side.weights, (0, missing), constant_values=1.0),
@@ -206,8 +207,8 @@ def store(model, axis, indices, X, solved):
         )
     for ours, theirs in zip(side, (solved.factors, solved.weights, solved.mass), strict=True):
         ours[indices] = theirs
-    mass = other.mass + w0 * missing
-    mass += added - w0 * np.count_nonzero(new)
+    mass = other.mass + unstored_mass * missing
+    mass += added - unstored_mass * np.count_nonzero(new)
     set_side(model, axis, side)
     setattr(model, _NAMES[1 - axis][2], mass)
     freeze(model)

@@ -35,6 +35,7 @@ from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
 from ._fitted import freeze, get_side, project, store
+from ._from_factors import from_factors
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
 from ._saving import SaveMixin
@@ -84,7 +85,8 @@ class WALS(
 
     with :math:`w_0` = `unobserved_weight`, w = `observed_weight`, R = `row_weights` and
     E = `entry_weights` of `fit`, C = `col_weights`, :math:`\lambda` = `regularization` and
-    :math:`\nu` = `regularization_exponent`.
+    :math:`\nu` = `regularization_exponent`. With ``regularization_by="count"``, the number of
+    stored entries with a positive target stands in place of the sums of weights.
 
     One *sweep* solves all rows with V fixed, or all columns with U fixed. One *iteration* is a row
     sweep and a column sweep. This is the model of TensorFlow 1's ``WALSMatrixFactorization`` [1]_,
@@ -121,6 +123,11 @@ class WALS(
         is proportional to. 0 is plain L2; 1 regularizes an item in proportion to its data, which
         ranks as well with a value of `regularization` for each data set, but no one value suits
         many.
+
+    regularization_by : {"weight", "count"}, default="weight"
+        What of a row or column :math:`\nu` is the power of: its total weight, or the number of its
+        stored entries with a positive target, as in Spark, whatever their weights. Without any of
+        those an item is not regularized, unless :math:`\nu = 0`. Set it before `fit`.
 
     implicit : bool, default=False
         Whether the stored values are confidences rather than targets: the target of a stored value
@@ -288,6 +295,7 @@ class WALS(
         "col_weights": [None, "array-like", callable],
         "regularization": [Interval(Real, 0, np.inf, closed="left")],
         "regularization_exponent": [Interval(Real, 0, np.inf, closed="left")],
+        "regularization_by": [StrOptions({"weight", "count"})],
         "implicit": ["boolean"],
         "solver": [StrOptions({"auto", "exact", "cg"})],
         "init": [StrOptions({"svd", "random"}), "array-like"],
@@ -318,6 +326,7 @@ class WALS(
         col_weights=None,
         regularization=7.0,
         regularization_exponent=0.0,
+        regularization_by="weight",
         implicit=False,
         solver="auto",
         init="svd",
@@ -336,6 +345,7 @@ class WALS(
         self.col_weights = col_weights
         self.regularization = regularization
         self.regularization_exponent = regularization_exponent
+        self.regularization_by = regularization_by
         self.implicit = implicit
         self.solver = solver
         self.init = init
@@ -373,6 +383,64 @@ class WALS(
         return self.components_.T
 
     # ------------------------------------------------------------------------------------ fitting
+
+    @classmethod
+    def from_factors(
+        cls, components, row_factors=None, *, row_weights=None, col_weights=None, **parameters
+    ):
+        """Make a fitted model of factors that were trained elsewhere.
+
+        It transforms, recommends, explains, evaluates, learns more by `partial_fit` and is saved
+        like any other. README tells which parameters state the objectives of other libraries.
+
+        Parameters
+        ----------
+        components : array-like of shape (n_components, n_features)
+            :math:`V^T`: the transpose of what most libraries keep of items. It is copied.
+
+        row_factors : array-like of shape (n_samples, n_components), default=None
+            U. None stands for no rows: they are projected when they come.
+
+        row_weights : float or array-like of shape (n_samples,), default=None
+            Weights R of the rows; None stands for 1.
+
+        col_weights : float or array-like of shape (n_features,), default=None
+            Weights C of the columns, which become the parameter of this name; None stands for 1.
+
+        **parameters
+            Other parameters of `WALS`, by which rows and columns are projected.
+
+        Returns
+        -------
+        model : WALS
+            float32 if both factors are, else float64.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not agree, or a number is not finite, or a parameter is out of its range.
+
+        TypeError
+            If there is no parameter of a name, or factors are sparse or masked.
+
+        Notes
+        -----
+        What is not known without X is left out: `loss_`, `rwse_` and the curves. Nor are the total
+        weights of the given rows and columns, so that with a `regularization_exponent` other than
+        0, "loss" and "penalty" of `evaluate` are NaN, until `partial_fit` has been given the fixed
+        side; what is projected does not depend on them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from wals import WALS
+        >>> V = np.array([[1.0, 0.0], [0.8, 0.2], [0.0, 1.0]])  # a row for each item
+        >>> model = WALS.from_factors(V.T, regularization=0.1, n_jobs=1)
+        >>> model.recommend([[1.0, 0.0, 0.0]], n=1)[0]
+        array([[1]])
+        """
+        parameters["col_weights"] = col_weights
+        return from_factors(cls, components, row_factors, row_weights, parameters)
 
     def fit(self, X, y=None, *, row_weights=None, entry_weights=None):
         """Factorise X.
@@ -940,6 +1008,7 @@ class WALS(
             float(self.regularization),
             float(self.regularization_exponent),
             bool(self.implicit),
+            self.regularization_by,
         )
 
     def _start(self, n, m, dtype):

@@ -229,8 +229,9 @@ class EmbeddingDisplay:
 
         Notes
         -----
-        The sum of the weights of an item is that of `regularization_exponent`, over all its
-        entries. Unless the weights say otherwise, the largest ones are of the most popular items.
+        The weight of an item is what `regularization_exponent` is the power of: the sum over all
+        its entries, or their number. Unless the weights say otherwise, the largest ones are of the
+        most popular items.
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         check_is_fitted(estimator)
@@ -308,6 +309,8 @@ def _check_items(items, mass):
     if isinstance(items, Integral) and not isinstance(items, bool):
         if items < 1:
             raise ValueError(f"items must be at least 1, got {items}.")
+        if np.isnan(mass).any():
+            raise ValueError("items must be positions: this model does not know all weights.")
         return np.argsort(-mass, kind="stable")[:items]
     positions = np.asarray(items)
     if positions.ndim != 1 or positions.dtype.kind not in "iu" or not positions.size:

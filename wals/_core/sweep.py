@@ -9,7 +9,16 @@ import scipy.sparse as sp
 from . import kernels
 from .compile import constant, empty_lines, whole_lines
 from .parallel import parallel_section
-from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, sampled_product, transpose
+from .passes import (
+    NS_PRODUCT,
+    count_positive,
+    encode,
+    extra_weights,
+    gram,
+    rotate,
+    sampled_product,
+    transpose,
+)
 from .plan import make_plan
 
 #: So many numbers a second-level cache holds as they are: to round them would gain nothing.
@@ -26,13 +35,19 @@ class Objective(NamedTuple):
     regularization: float
     regularization_exponent: float
     implicit: bool
+    regularization_by: str = "weight"
+
+    @property
+    def unstored_mass(self):
+        """What an entry that is not stored adds to the mass of its row and column."""
+        return self.unobserved_weight if self.regularization_by == "weight" else 0.0
 
     def ridge(self, mass):
-        """Return the regularization of items, given the sum of the weights of each."""
+        """Return the regularization of items, given the mass of each."""
         return self.regularization * mass**self.regularization_exponent
 
     def penalty(self, factors, mass):
-        """Return the regularization term of one side, given its factors and sums of weights."""
+        """Return the regularization term of one side, given its factors and masses."""
         squares = np.einsum("ij,ij->i", factors, factors)
         return float(np.sum(self.ridge(mass) * squares))
 
@@ -78,8 +93,11 @@ class Side:
     start : {ZERO, FACTORS, DUALS}
         What the next sweep's CG starts from: 0, the factors, or the dual coefficients that the last
         sweep has kept; see `kernels`. A solution that is exact starts from nothing.
-    mass : ndarray of shape (n,)
+    total_weights : ndarray of shape (n,)
         sum_j w_ij, over stored and unstored entries.
+    mass : ndarray of shape (n,)
+        What the regularization of an item is a power of: `total_weights`, or how many of its stored
+        entries have a positive target.
     least_data_loss : float
         What a sweep can tell of it, as a difference of sums that may be as large as the data loss
         of factors of 0.
@@ -115,11 +133,14 @@ class Side:
         )
         other_weights = np.empty(0) if np.all(other_weights == 1) else other_weights
         self.other_weights = constant(other_weights)  # (m,), or empty: all 1
-        self.mass, energy = extra_weights(self.items, self.other_weights, w0, n_threads=n_threads)
+        settings = self.items, self.other_weights, w0
+        self.total_weights, energy = extra_weights(*settings, n_threads=n_threads)
         self.least_data_loss = 3 * np.sqrt(np.finfo(X.dtype).eps) * energy.sum()
         with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
-            self._ratio = w0 * np.diff(X.indptr) / self.mass
-        self.mass += w0 * m
+            self._ratio = w0 * np.diff(X.indptr) / self.total_weights
+        self.total_weights += w0 * m
+        by_weight = objective.regularization_by == "weight"
+        self.mass = self.total_weights if by_weight else count_positive(self.items)
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
         self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
@@ -150,13 +171,17 @@ class Side:
 
     @property
     def least_ridge(self):
-        """The least regularization of an item; infinity where there is none."""
-        return float(self.items.ridge.min(initial=np.inf))
+        """The least regularization of an item; infinity where there is none.
+
+        Items without mass have none, but hardly ever another factor than 0.
+        """
+        ridge = self.items.ridge
+        return float(ridge.min(where=self.mass > 0, initial=ridge.max())) if ridge.size else np.inf
 
     @property
     def sum_weights(self):
         """sum_ij w_ij."""
-        return float(self.mass.sum())
+        return float(self.total_weights.sum())
 
     def gramian(self):
         """Return that of the factors, of shape (k, k), in float64."""
@@ -258,7 +283,8 @@ class Side:
             squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
         self.start = kernels.DUALS if self.duals.codes.size else kernels.FACTORS
         # Without any weight, 0 is as good as for an item without entries.
-        singular &= (self.mass > 0) & (np.diff(items.indptr) > 0)
+        singular &= (self.total_weights > 0) & (np.diff(items.indptr) > 0)
+        singular &= (self.mass > 0) | (squares > 0)  # nor is another factor than 0 looked for
         penalty = float(np.sum(ridge * squares))
         return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)), False)
 
