@@ -25,8 +25,12 @@ from itertools import pairwise
 import dask.array as da
 import numpy as np
 import scipy.sparse as sp
+from dask._task_spec import Task, convert_legacy_graph
+from dask.core import flatten
 from dask.delayed import Delayed, delayed
+from dask.highlevelgraph import HighLevelGraph
 from dask.sizeof import sizeof
+from dask.utils import ensure_dict
 from distributed import Future, KilledWorker, get_client
 from distributed.comm import CommClosedError
 from sklearn.utils.validation import check_is_fitted
@@ -145,6 +149,10 @@ def _named(name, function, *args, **kwargs):
 def _check(X, b):
     options = {"ensure_min_samples": 0, "dtype": _FLOATS}
     return _named(f"Block {b} of X", check_matrix, X, **options)
+
+
+def _same(X):
+    return X
 
 
 def _shape(X):
@@ -391,11 +399,13 @@ class Cluster:
 def row_blocks(X, name="X"):
     """Return the blocks of rows of a Dask collection, as delayed or futures."""
     if isinstance(X, list | tuple):
-        if all(isinstance(block, Delayed | Future) for block in X):
-            return list(X)
-        raise TypeError(f"{name} mixes delayed or futures with other objects.")
+        if not all(isinstance(block, Delayed | Future) for block in X):
+            raise TypeError(f"{name} mixes delayed or futures with other objects.")
+        given = [block for block in X if isinstance(block, Delayed)]
+        renamed = iter(_renamed(given, [block.key for block in given]))
+        return [next(renamed) if isinstance(block, Delayed) else block for block in X]
     if isinstance(X, Delayed | Future):
-        return [X]
+        return row_blocks([X], name)
     if not isinstance(X, da.Array):
         raise TypeError(
             f"{name} is of type {type(X).__name__}: pass a dask.array, as by "
@@ -403,7 +413,31 @@ def row_blocks(X, name="X"):
         )
     if X.ndim == 2 and X.numblocks[1] > 1:
         X = X.rechunk({1: -1}, method="tasks")
-    return list(X.to_delayed().ravel())
+    return _renamed([X], [*flatten(X.__dask_keys__())])
+
+
+def _renamed(collections, keys):
+    """Return some keys of collections as delayed, made by tasks with keys of our own, or futures.
+
+    Dask merges tasks in one way for one graph and in another for the next. A worker that knows a
+    key from the first may wait for ever for what it needed there.
+    """
+    given = {}
+    for collection in collections:
+        given |= ensure_dict(collection.__dask_graph__())
+    tasks, layer = convert_legacy_graph(given), f"{_PREFIX}given-{uuid.uuid4().hex}"
+    names = {key: f"{layer}-{i}" for i, key in enumerate(given)}
+    graph = {
+        names[key]: Task(names[key], _same, value)
+        if isinstance(value, Future)
+        else tasks[key].substitute(names, key=names[key])
+        for key, value in given.items()
+    }
+    graph = HighLevelGraph.from_collections(layer, graph)
+    return [
+        given[key] if isinstance(given[key], Future) else Delayed(names[key], graph, layer=layer)
+        for key in keys
+    ]
 
 
 class Matrix:
