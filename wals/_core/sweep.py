@@ -9,16 +9,7 @@ import scipy.sparse as sp
 from . import kernels
 from .compile import constant, empty_lines, whole_lines
 from .parallel import parallel_section
-from .passes import (
-    NS_PRODUCT,
-    count_positive,
-    encode,
-    extra_weights,
-    gram,
-    rotate,
-    sampled_product,
-    transpose,
-)
+from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, sampled_product, transpose
 from .plan import make_plan
 
 #: So many numbers a second-level cache holds as they are: to round them would gain nothing.
@@ -154,7 +145,7 @@ class Side:
             self._ratio = w0 * np.diff(X.indptr) / self.sum_weights
         self.sum_weights += w0 * m
         by_weight = objective.regularization_by == "weight"
-        self.mass = self.sum_weights if by_weight else count_positive(self.items)
+        self.mass = self.sum_weights if by_weight else _count_positive(self.items)
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
         self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
@@ -386,6 +377,22 @@ def entries(items, other_weights, stored, weight):
     if items.entry_weights.size:
         e *= items.entry_weights[stored]
     return (e * np.abs(a), (a > 0).astype(np.float64)) if items.implicit else (e, a)
+
+
+def _count_positive(items):
+    """Return how many stored entries of each item have a positive target, in float64."""
+    indptr, n = items.indptr, len(items.indptr) - 1
+    counts, first = np.empty(n), 0
+    while first < n:  # in blocks, since the data may be on disk
+        most = min(int(indptr[first]) + _ENTRIES, int(indptr[-1]))
+        last = int(np.searchsorted(indptr, indptr.dtype.type(most), side="right")) - 1
+        last = min(max(last, first + 1), n)
+        bounds = indptr[first : last + 1]
+        before = np.zeros(int(bounds[-1] - bounds[0]) + 1, np.int64)
+        np.cumsum(items.data[bounds[0] : bounds[-1]] > 0, out=before[1:])
+        counts[first:last] = np.diff(before[bounds - bounds[0]])
+        first = last
+    return counts
 
 
 def make_sides(X, weights, entry_weights, objective, k, solver, n_threads):
