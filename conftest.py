@@ -2,7 +2,11 @@
 
 from importlib.util import find_spec
 
-NEEDED = {"callbacks.py": "sklearn.callback", "plotting.py": "matplotlib"}
+NEEDED = {
+    "callbacks.py": "sklearn.callback",
+    "distributed.py": "distributed",
+    "plotting.py": "matplotlib",
+}
 MISSING = {file for file, module in NEEDED.items() if find_spec(module) is None}
 
 

@@ -49,6 +49,16 @@ def test_round_trip(path, mmap):
     assert not mmap or found["large"].ctypes.data % ALIGNMENT == 0
 
 
+@pytest.mark.parametrize("kind_of_path", [str, os.fsencode, Path])
+def test_paths(path, kind_of_path, monkeypatch):
+    write(kind_of_path(path), {}, 1, kind="x")
+    assert read(kind_of_path(path), kind="x") == (1, {})
+    monkeypatch.chdir(path.parent)
+    write(kind_of_path("b.wals"), {}, 2, kind="x")
+    assert read(kind_of_path("b.wals"), kind="x") == (2, {})
+    assert len([*path.parent.iterdir()]) == 2
+
+
 @pytest.mark.parametrize("array", [np.ones(2, complex), np.array(["a"]), np.array([None])])
 def test_types_that_are_refused(path, array):
     with pytest.raises(ValueError, match=r"x has the type .*, which a file cannot hold"):
@@ -121,7 +131,7 @@ def test_leftovers_are_removed_but_not_what_is_being_written(path):
     others = [path.with_name(name) for name in (".a1x.wals.01234567.tmp", f".{path.name}.tmp")]
     for file in (leftover, *others):
         file.write_bytes(b"x")
-    with _format._replacing(path) as file:
+    with _format.replacing(path) as file:
         assert not leftover.exists()
         (ours,) = set(path.parent.iterdir()) - set(others)
         write(path, {}, "another process", kind="x")

@@ -528,6 +528,24 @@ def test_aggregates_against_a_dictionary(tmp_path_factory, n, seed):
         assert found.times.tolist() == [max(groups[pair])[0] for pair in sorted(groups)]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "names"),
+    [
+        ("a.csv", "item_id, User ID ,rating\n1,2,3\n", ("User ID", "item_id")),
+        ("a.inter", "user_id:token\titem_id:token\n1\t2\n", ("user_id:token", "item_id:token")),
+        ("a.csv", "1,2,3\n", None),
+    ],
+)
+def test_names(tmp_path, name, text, names):
+    (tmp_path / name).write_text(text)
+    result = read_interactions(tmp_path / name)
+    assert result.names == pickle.loads(pickle.dumps(result)).names == names
+    if names:
+        frame = pd.DataFrame({names[1]: [1], names[0]: [2]})
+        frame.to_parquet(tmp_path / "b.parquet")
+        assert read_interactions(tmp_path / "b.parquet").names == names
+
+
 def test_times(tmp_path):
     def read(times, **options):
         lines = [f"1,{10 - place},{time}\n" for place, time in enumerate(times)]
@@ -733,6 +751,7 @@ def test_what_is_installed_makes_no_difference(tmp_path, monkeypatch, library, n
         X = result.X
         times = None if result.times is None else (result.times.dtype, result.times.tolist())
         found = [x.tolist() for x in (X.data, X.indices, X.indptr, *result[1:])]
+        found = found, result.names
         return (found, times, [str(warning.message) for warning in caught]), finished
 
     expected, finished = read(())

@@ -1,15 +1,18 @@
 """The command line, mostly in this process."""
 
 import inspect
+import io
 import os
 import re
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +20,8 @@ from numpy.testing import assert_array_equal
 from scipy.sparse import csr_array, save_npz
 
 import wals
-from wals import WALS, storage
-from wals.__main__ import _PROG, _clip, _split, main
+from wals import WALS, Recommender, __main__, _format, _output, _progress, load, storage
+from wals.__main__ import _PROG, _clip, _split, _split_by_time, main
 from wals.datasets import load_msweb, make_interactions
 from wals.interactions import read_interactions
 from wals.weights import power_law
@@ -216,6 +219,18 @@ def test_warnings_become_notes_and_losing_a_hint(npz, capsys):
         (["--output", "nowhere/model.joblib"], "--output nowhere/model.joblib: there is no folder"),
         (["--output", "."], "--output .: is a folder"),
         (["--output", ""], "--output : is a folder"),
+        (["--recommend", "nowhere/a.csv"], "--recommend nowhere/a.csv: there is no folder nowhere"),
+        (["--recommend", "."], "--recommend .: is a folder"),
+        (["--recommend", "a.tsv"], "--recommend a.tsv: the suffix must be .csv or .parquet, got"),
+        (["--recommend", "csv"], "--recommend csv: the suffix must be .csv or .parquet, got ''"),
+        (["--recommend", f"{'a' * 300}.csv"], f"--recommend {'a' * 300}.csv: File name too long"),
+        (["a.csv", "--recommend", "./a.csv"], "--recommend ./a.csv: is what is read"),
+        ([".", "--recommend", "a.parquet"], "--recommend a.parquet: is what is read, or in the"),
+        (["--recommend", "a.csv", "--output", "./a.csv"], "--recommend a.csv: is the same as"),
+        (["--recommend", "a.csv", "--top", "0"], "--top must be at least 1, got 0"),
+        (["--top", "3"], "--top needs --recommend"),
+        (["--split", "time"], "--split time needs different times: say --time"),
+        (["--split", "magic"], "argument --split: invalid choice: 'magic'"),
         ([""], ": unknown suffix"),
     ],
 )
@@ -253,7 +268,7 @@ def test_help_shows_every_option_and_default(capsys):
     lines, _ = run(["--help"], capsys)
     assert max(map(len, lines)) <= 80
     text = " ".join(" ".join(lines).split())
-    for heading in ("data:", "model:", "training:", "output:"):
+    for heading in ("data:", "model:", "training:", "test:", "output:"):
         assert heading in lines
     parameters = inspect.signature(WALS).parameters
     for option, name in (
@@ -386,7 +401,7 @@ def test_saved_models_know_their_ids(tmp_path, capsys):
     (tmp_path / "a.csv").write_text("".join(lines))
     lines, _ = run([tmp_path / "a.csv", *QUICK, "--quiet", "--output", tmp_path / "m"], capsys)
     assert "ids in row_ids_ and col_ids_" in " ".join(" ".join(lines).split())
-    model = joblib.load(tmp_path / "m")
+    model = load(tmp_path / "m")
     X, row_ids, col_ids = read_interactions(tmp_path / "a.csv")
     assert model.col_ids_.tolist() == col_ids.tolist()
     assert model.row_ids_.size == model.row_factors_.shape[0] == 36
@@ -403,7 +418,7 @@ def test_likes_alone_count_as_found(tmp_path, capsys):
     save_npz(tmp_path / "a.npz", X)
     options = [*QUICK, "--quiet", "--test-rows", "20"]
     lines, _ = run([tmp_path / "a.npz", *options], capsys)
-    _, train, seen, held_out = _split(X, 20, 0)
+    test, train, seen, held_out = _split(X, 20, 0)
     liked = csr_array(held_out.toarray().clip(0))
     text = " ".join(" ".join(lines).split())
     assert f"relevant are the {liked.nnz} of {held_out.nnz} held-out entries whose value is" in text
@@ -412,8 +427,14 @@ def test_likes_alone_count_as_found(tmp_path, capsys):
     rows = np.flatnonzero(np.diff(liked.indptr))
     expected = np.mean([recall(scores[row], seen[[row]], liked[[row]], 1) for row in rows])
     assert abs(quality(lines)["WALS"][0] - expected) <= 5e-5
-    n_shown = sum(line.endswith("held out") for line in lines)
-    assert n_shown <= liked.nnz
+    # What is shown as held out are likes alone.
+    row, hits = None, set()
+    for line in lines:
+        if line.startswith("Row "):
+            row = test.tolist().index(int(line.split()[1]))
+        elif re.fullmatch(r" +-?\d\.\d{3}  .*  held out", line):
+            hits.add((row, int(line.split()[1])))
+    assert hits <= set(zip(*map(np.ndarray.tolist, liked.nonzero()), strict=True))
     # Values of one kind are all relevant.
     save_npz(tmp_path / "a.npz", abs(X))
     assert not any(
@@ -447,6 +468,288 @@ def test_output_that_cannot_show_an_id(tmp_path):
     assert "Row ? has" in result.stdout
 
 
+# --------------------------------------------------------------------------------- recommendations
+
+
+READ = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+
+
+@pytest.fixture
+def orders(tmp_path):
+    """A file of orders with times, and its table."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "customer": [f"c{i:02d}" for i in random.integers(50, size=600)],
+            "sku": [f'"{i}", {chr(233)}' for i in random.integers(30, size=600)],
+            "quantity": random.integers(1, 4, size=600),
+            "date": np.datetime64("2024-01-01") + random.integers(100, size=600),
+        }
+    )
+    table.to_csv(tmp_path / "orders.csv", index=False)
+    return tmp_path / "orders.csv", table
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("test_rows", ["0", "7"])
+@pytest.mark.parametrize("split", ["rows", "time"])
+def test_recommendations_are_those_of_the_library(
+    suffix, test_rows, split, orders, tmp_path, capsys, monkeypatch
+):
+    path, table = orders
+    out = tmp_path / f"best{suffix}"
+    out.write_text("what was there")
+    options = ["--test-rows", test_rows, "--row-exponent", "-0.5", "--quiet", "--split", split]
+    options += ["--top", "3", "--output", tmp_path / "model", "--recommend", out]
+    lines, err = run([path, *QUICK, *options], capsys)
+    assert not err
+    assert f"{out}, 0.0 MB, 150 recommendations, 3 at most" in " ".join(" ".join(lines).split())
+    found = READ[suffix](out)
+    assert list(found.columns) == ["customer", "sku", "score", "rank"]
+    assert found.dtypes["rank"] == np.int64
+    model = load(tmp_path / "model")
+    recommender = Recommender(
+        WALS(4, max_iter=2, random_state=0),
+        user="customer",
+        item="sku",
+        value="quantity",
+        row_weights=power_law(-0.5),
+    ).fit(table)
+    X = recommender.interactions_
+    weights = power_law(-0.5)(np.diff(X.indptr))
+    if split == "rows" and test_rows != "0":
+        # The test rows are folded in with all of their entries.
+        assert model.row_factors_.shape[0] == 43
+        recommender.estimator_ = model
+        model.row_factors_ = model.transform(X, weights=weights)
+    expected = recommender.recommend(n=3)
+    assert_array_equal(found[["customer", "sku", "rank"]], expected[["customer", "sku", "rank"]])
+    np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-5)
+    # Blocks of rows do not matter.
+    monkeypatch.setattr(__main__, "_BLOCK", 10)
+    again = tmp_path / f"again{suffix}"
+    run([path, *QUICK, *options[:-1], again], capsys)
+    pd.testing.assert_frame_equal(READ[suffix](again), found, rtol=1e-6)
+    assert sorted(x.name for x in tmp_path.iterdir() if x.name.startswith(".")) == []
+
+
+def test_scores_are_written_by_as_many_digits_as_they_have(tmp_path):
+    scores = np.float32([0.1, 1 / 3, -2e-9, 16777216, 0])
+    with _output.table_writer(tmp_path / "a.csv") as write:
+        write({"a,b": np.array(["x", 'y"', "z\n", "", "\u00e9"], object), "score": scores})
+    text = (tmp_path / "a.csv").read_bytes().decode()
+    assert text.startswith('"a,b",score\nx,0.1\n"y""",0.33333334\n')
+    assert_array_equal(pd.read_csv(tmp_path / "a.csv")["score"].astype(np.float32), scores)
+
+
+def test_who_has_nothing_or_everything_gets_nothing(tmp_path, capsys):
+    X = csr_array(np.float32([[1, 0, 2], [0, 0, 0], [1, 1, 1], [0, 1, 0]]))
+    save_npz(tmp_path / "a.npz", X)
+    options = [*QUICK, "--quiet", "--test-rows", "0", "--recommend"]
+    for suffix, read in READ.items():
+        run([tmp_path / "a.npz", *options, tmp_path / f"b{suffix}"], capsys)
+        found = read(tmp_path / f"b{suffix}")
+        assert found["user"].tolist() == [0, 3, 3]
+        assert found["item"][0] == 1
+        assert sorted(found["item"][1:]) == [0, 2]
+        assert found["rank"].tolist() == [1, 1, 2]
+
+
+def test_names_that_clash_give_way(tmp_path, capsys):
+    for names in ("user,score", "rank,item", "x,x", ",item"):
+        (tmp_path / "a.csv").write_text(f"{names}\n1,2\n2,2\n1,3\n")
+        options = [*QUICK, "--quiet", "--header", "--recommend", tmp_path / "b.csv"]
+        options += ["--test-rows", "0"]
+        columns = ["--user", "0", "--item", "1"]
+        run([tmp_path / "a.csv", *columns, *options], capsys)
+        assert (tmp_path / "b.csv").read_text().startswith("user,item,score,rank\n2,3,")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("failing", ["recommend", "fsync", "interrupt"])
+def test_what_fails_leaves_what_was_there(suffix, failing, npz, tmp_path, capsys, monkeypatch):
+    out, calls, recommend = tmp_path / f"best{suffix}", [], WALS.recommend
+    out.write_text("what was there")
+    monkeypatch.setattr(__main__, "_BLOCK", 1000)
+    code = 2
+    if failing == "fsync":
+
+        def fail(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        code, error = (
+            (2, MemoryError("full")) if failing == "recommend" else (130, KeyboardInterrupt)
+        )
+
+        def fail(self, *args, **more):
+            calls.append(args)
+            if len(calls) == 3:
+                raise error
+            return recommend(self, *args, **more)
+
+        monkeypatch.setattr(WALS, "recommend", fail)
+    before = sorted(tmp_path.iterdir())
+    run([npz, *QUICK, "--quiet", "--recommend", out], capsys, code=code)
+    assert out.read_text() == "what was there"
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_written_files_have_usual_permissions_and_links_stay(npz, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "there" / "real.csv")
+    run([npz, *QUICK, "--quiet", "--recommend", tmp_path / "link.csv"], capsys)
+    assert (tmp_path / "link.csv").is_symlink()
+    (tmp_path / "usual").touch()
+    usual = (tmp_path / "usual").stat().st_mode
+    assert (tmp_path / "there" / "real.csv").stat().st_mode == usual
+    assert len(list((tmp_path / "there").iterdir())) == 1
+
+
+def test_parquet_needs_pyarrow_before_the_training(npz, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(WALS, "fit", lambda *_, **__: pytest.fail("trained before the check"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    _, err = run([npz, "--recommend", tmp_path / "a.parquet"], capsys, code=2)
+    said = "writing Parquet needs pyarrow (pip install wals[parquet])"
+    assert err == [f"{_PROG}: error: --recommend {tmp_path / 'a.parquet'}: {said}"]
+    os.mkfifo(tmp_path / "a.csv")
+    _, err = run([npz, "--recommend", tmp_path / "a.csv"], capsys, code=2)
+    assert err[0].endswith("not a file that can be replaced")
+    monkeypatch.setattr(_format, "open", lambda *_: os.rmdir(tmp_path / "x"), raising=False)
+    _, err = run([npz, "--recommend", tmp_path / "b.csv"], capsys, code=2)
+    assert err == [f"{_PROG}: error: --recommend {tmp_path / 'b.csv'}: No such file or directory"]
+
+
+# ------------------------------------------------------------------------------------------- times
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n_samples=st.integers(1, 30),
+    n_times=st.sampled_from([2, 3, 10, 10**9]),
+    n_test=st.integers(0, 30),
+    seed=st.integers(0, 1000),
+)
+def test_split_by_time(n_samples, n_times, n_test, seed):
+    nnz = 4 * n_samples
+    X = make_interactions(n_samples, 12, nnz, random_state=seed)
+    X.data[:] = np.arange(1, nnz + 1)
+    times = np.random.default_rng(seed).integers(n_times, size=nnz)
+    times[:2] = 0, 1
+    start, test, train, seen, held_out = _split_by_time(X, times, n_test, seed)
+    # The time of an entry is that of its value.
+    before = {value for value, time in zip(X.data, times, strict=True) if time < start}
+    later = set(X.data) - before
+    shares = [np.mean(times >= time) for time in np.unique(times)[1:]]
+    assert abs(len(later) / nnz - 0.2) <= min(abs(share - 0.2) for share in shares) + 1e-12
+    able = [
+        row
+        for row in range(n_samples)
+        if set(X[[row]].data) & before and set(X[[row]].data) & later
+    ]
+    assert test.size == min(n_test, len(able))
+    assert set(test) <= set(able)
+    assert_array_equal(
+        seen.toarray(), np.where(np.isin(X.toarray(), [*before]), X.toarray(), 0)[test]
+    )
+    assert_array_equal((seen + held_out).toarray(), X[test].toarray())
+    assert train.shape == X.shape
+    assert set(train.data) == (before if test.size else set(X.data))
+
+
+def test_times_split_what_is_trained_on(orders, tmp_path, capsys):
+    path, table = orders
+    lines, _ = run([path, *QUICK, "--quiet", "--output", tmp_path / "m"], capsys)
+    text = " ".join(" ".join(lines).split())
+    days = np.sort(table.groupby(["customer", "sku"])["date"].max().to_numpy())
+    n = len(days)
+    start = min(np.unique(days)[1:], key=lambda day: abs(np.mean(days >= day) - 0.2))
+    n_before = np.count_nonzero(days < start)
+    assert f"in time: {n_before} entries from before {str(start)[:10]} to train on" in text
+    assert f"of the {n - n_before} later ones" in text
+    assert "trained anew, on all entries" in text
+    content = read_interactions(path)
+    assert content.names == ("customer", "sku")
+    expected = WALS(4, max_iter=2, random_state=0).fit(content.X)
+    model = load(tmp_path / "m")
+    assert_array_equal(model.components_, expected.components_)
+    assert model.row_ids_.tolist() == content.row_ids.tolist()
+    # The quality is that of a model that knows nothing of what came later.
+    _, test, train, seen, held_out = _split_by_time(content.X, content.times, 10_000, 0)
+    model = WALS(4, max_iter=2, random_state=0).fit(train)
+    scores = model.row_factors_[test] @ model.components_
+    found = [recall(scores[i], seen[[i]], held_out[[i]], 1) for i in range(test.size)]
+    assert abs(quality(lines)["WALS"][0] - np.mean(found)) <= 5e-5
+    # Without an output, or times, or a wish for them, it is trained once.
+    lines, _ = run([path, *QUICK, "--quiet"], capsys)
+    assert not any("anew" in line for line in lines)
+    lines, _ = run([path, *QUICK, "--quiet", "--split", "rows", "--output", tmp_path / "m"], capsys)
+    assert "Split     45 of 50 rows to train on" in "\n".join(lines)
+    assert not any("anew" in line for line in lines)
+    table.assign(date="2024-05-31").to_csv(path, index=False)
+    lines, _ = run([path, *QUICK, "--quiet"], capsys)
+    assert "Split     45 of 50 rows to train on" in "\n".join(lines)
+    _, err = run([path, *QUICK, "--split", "time"], capsys, code=2)
+    assert err == [f"{_PROG}: error: --split time needs different times: say --time"]
+
+
+def test_times_without_a_row_on_both_sides(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("user,item,time\n1,1,1\n1,2,1\n2,1,2\n2,3,2\n3,3,3\n")
+    out = tmp_path / "b.csv"
+    lines, _ = run([tmp_path / "a.csv", *QUICK, "--quiet", "--recommend", out], capsys)
+    text = " ".join(" ".join(lines).split())
+    assert "Split none, every row is trained on" in text
+    assert "it takes a row with entries before 3 and later ones" in text
+    assert not quality(lines)
+    assert pd.read_csv(out)["user"].tolist() == [1, 2, 3, 3]
+
+
+# ---------------------------------------------------------------------------------------- progress
+
+
+def open_terminal(monkeypatch):
+    """Make stderr a terminal, and let bars come at once."""
+    written = io.StringIO()
+    written.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setattr(_progress, "DELAY", 0)
+    monkeypatch.setattr(_progress, "PAUSE", 0)
+    return written
+
+
+def test_progress(npz, tmp_path, capsys, monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setattr(__main__, "_BLOCK", 6000)
+    options = [npz, *QUICK, "--recommend", tmp_path / "a.csv"]
+    lines, _ = run(options, capsys)
+    bars = terminal.getvalue().split("\r")
+    half = "#" * 20 + "." * 20
+    training = [f"Training  {half}  50%", f"Training  {'#' * 40} 100%", " " * 55]
+    writing = [f"Writing   {'#' * 40} 100%", " " * 55, ""]
+    assert bars == (training if find_spec("sklearn.callback") else []) + writing
+    # A line of a sweep hides the bar.
+    sweeps = [line for line in lines if line.startswith("[WALS]")]
+    assert min(map(len, sweeps)) > max(map(len, bars))
+    terminal.truncate(0)
+    run([*options, "--quiet"], capsys)
+    assert not terminal.getvalue().strip("\0")
+
+
+def test_no_progress_of_short_work_or_in_a_pipe(npz, tmp_path, capsys, monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    options = [npz, *QUICK, "--recommend", tmp_path / "a.csv", "--output", tmp_path / "m"]
+    monkeypatch.setattr(_progress, "DELAY", 1000)
+    run(options, capsys)
+    assert not terminal.getvalue()
+    assert not hasattr(load(tmp_path / "m"), "_skl_callbacks")
+    monkeypatch.setattr(_progress, "DELAY", 0)
+    terminal.isatty = lambda: False
+    run(options, capsys)
+    assert not terminal.getvalue()
+
+
 def test_storage(tmp_path, capsys):
     path, folder = tmp_path / "log.csv", tmp_path / "matrix"
     path.write_text("user,item,n\n" + "".join(f"u{i},i{i * i % 7},2\n" for i in range(50)))
@@ -468,6 +771,71 @@ def test_storage(tmp_path, capsys):
     assert "exists: remove it" in err[0]
     _, err = run([path, "--storage", folder, "--test-rows", "3"], capsys, code=2)
     assert "every row is trained on" in err[0]
+    _, err = run([path, "--storage", folder, "--split", "time"], capsys, code=2)
+    assert "--split: with --storage, every row is trained on" in err[0]
+    options = [*QUICK, "--row-exponent", "-0.5", "--recommend"]
+    run(["--storage", folder, *options, tmp_path / "a.csv"], capsys)
+    run([path, "--ignore-values", *options, tmp_path / "b.csv", "--test-rows", "0"], capsys)
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
     storage.write(X, tmp_path / "bare")
     lines, _ = run(["--storage", tmp_path / "bare", *QUICK], capsys)
     assert sum(line.startswith("Row ") for line in lines) == 3
+
+
+def test_users_of_another_file(tmp_path, capsys):
+    """`recommend MODEL FILE` projects them by their interactions, in the ids of the model."""
+    rng = np.random.default_rng(0)
+    pairs = {(f"u{rng.integers(60)}", f"item {rng.integers(25)}") for _ in range(500)}
+    (tmp_path / "a.csv").write_text("buyer,sku\n" + "".join(f"{u},{i}\n" for u, i in sorted(pairs)))
+    path = tmp_path / "model.wals"
+    run([tmp_path / "a.csv", *QUICK, "--quiet", "--test-rows", 0, "--output", path], capsys)
+    model = load(path)
+    new = [("zoe", "item 3"), ("zoe", "item 7"), ("ann", "item 24"), ("ann", "none such")]
+    (tmp_path / "new.csv").write_text("buyer,sku\n" + "".join(f"{u},{i}\n" for u, i in new))
+    lines, err = run(["recommend", path, tmp_path / "new.csv", "--top", 3], capsys)
+    assert lines[0] == "buyer,sku,score,rank"
+    X = np.zeros((2, 25), np.float32)
+    column = {item: j for j, item in enumerate(model.col_ids_)}
+    for user, item in new[:3]:
+        X[int(user == "zoe"), column[item]] = 1
+    ranked, scores = model.recommend(X, 3)
+    expected = [
+        f"{user},{model.col_ids_[ranked[i, r]]},{scores[i, r].astype(str)},{r + 1}"
+        for i, user in enumerate(("ann", "zoe"))
+        for r in range(3)
+    ]
+    assert lines[1:] == expected
+    assert len(err) == 1
+    assert "left out" in err[0] or "unknown" in err[0]
+    out = tmp_path / "out.parquet"
+    lines, err = run(
+        ["recommend", path, tmp_path / "new.csv", "--output", out, "--quiet", "--jobs", 1], capsys
+    )
+    assert (lines, err) == ([], [])
+    table = pd.read_parquet(out)
+    assert table.columns.tolist() == ["buyer", "sku", "score", "rank"]
+    assert (table["rank"].max(), len(table)) == (20, 40)
+    assert table["sku"][:3].tolist() == [model.col_ids_[j] for j in ranked[0]]
+
+
+def test_bad_requests_for_recommendations(npz, X, tmp_path, capsys):
+    WALS(2, max_iter=1).fit(X).save(tmp_path / "plain.wals")
+    run([npz, *QUICK, "--quiet", "--output", tmp_path / "m.wals"], capsys)
+    run([npz, *QUICK, "--quiet", "--output", tmp_path / "m.joblib"], capsys)
+    for options, message in (
+        (["m.wals"], "the following arguments are required: FILE"),
+        (["none.wals", npz], "No such file"),
+        (["m.joblib", npz], "is not a file of wals"),
+        (["plain.wals", npz], "has no ids of columns"),
+        (["m.wals", "none.csv"], "none.csv"),
+        (["m.wals", npz, "--top", "0"], "--top must be at least 1"),
+        (["m.wals", npz, "--jobs", "0"], "n_jobs"),
+        (["m.wals", npz, "--output", "a.txt"], "the suffix must be .csv or .parquet"),
+    ):
+        options = [
+            tmp_path / option if str(option).endswith(".wals") else option for option in options
+        ]
+        options = [tmp_path / o if o in ("m.joblib", "none.csv", "a.txt") else o for o in options]
+        _, err = run(["recommend", *options], capsys, code=2)
+        assert len(err) == 1
+        assert message in err[0]

@@ -25,6 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler, MinMaxScaler, StandardScaler
 
 from wals import WALS, metrics, model_selection
+from wals._core.parallel import effective_n_threads
+from wals.callbacks import EarlyStopping
 from wals.datasets import make_interactions
 from wals.model_selection import _rank, holdout_scorer, leave_k_out, split_entries
 
@@ -322,6 +324,21 @@ def test_rank(n_columns, k, seed):
             free = [j for j in free if seen is None or not seen[row, j]]
             best = sorted(free, key=lambda j: (-scores[j], j))[:k]
             assert ranked[row].tolist() == best + [-1] * (k - len(best))
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, None])
+def test_rank_takes_the_threads_of_the_model(n_jobs, monkeypatch):
+    taken = []
+    rank = model_selection.rank
+    monkeypatch.setattr(
+        model_selection, "rank", lambda *args, **more: taken.append(more) or rank(*args, **more)
+    )
+    X = make_interactions(60, 20, 400, random_state=0)
+    model = WALS(2, max_iter=1, random_state=0, n_jobs=n_jobs).fit(X)
+    holdout_scorer("ndcg@5")(model, X)
+    kept, hidden = split_entries(X, 0.3, random_state=0, strategy="per-row")
+    EarlyStopping(kept, hidden)._score(model)
+    assert [more["n_threads"] for more in taken] == [effective_n_threads(n_jobs)] * 2
 
 
 # ------------------------------------------------------------------------------------------- scorer

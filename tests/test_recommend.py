@@ -8,6 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from wals import WALS
 from wals._core import ranking
 from wals._core.ranking import rank, round_factors
+from wals.weights import power_law
 
 DTYPES = [np.float32, np.float64]
 
@@ -219,6 +220,61 @@ def test_recommend_in_batches(fitted, batch, monkeypatch):
         assert_array_equal(one, other)
 
 
+def ranked_by_hand(U, V, n, allowed, left_out):
+    """Score every pair, one by one, and sort."""
+    ranked, scores = [], []
+    for i, u in enumerate(U.tolist()):
+        pairs = sorted(
+            (-sum(a * b for a, b in zip(u, V[j].tolist(), strict=True)), j)
+            for j in allowed[i] - left_out[i]
+        )[:n]
+        missing = n - len(pairs)
+        ranked.append([j for _, j in pairs] + [-1] * missing)
+        scores.append([-score for score, _ in pairs] + [-np.inf] * missing)
+    return np.array(ranked), np.array(scores)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_recommend_equals_a_ranking_by_hand(seed):
+    """Shapes of all kinds; ties, columns of zeros, rows that have nothing or everything."""
+    rng = np.random.default_rng(seed)
+    q, m, k = (int(rng.integers(1, most)) for most in (130, 90, 12))
+    n, dtype = int(rng.integers(1, m + 20)), DTYPES[seed % 2]
+    U, V = integers(q, m, k, dtype, seed)
+    X = rng.random((q, m)) < rng.choice([0.0, 0.2, 1.0], size=(q, 1))
+    seen = [set(np.flatnonzero(row).tolist()) for row in X]
+    X = sp.csr_array(X.astype(dtype))
+    X.data[::3] = 0  # stored all the same
+    if seed % 3 == 0:
+        X.indices, X.indptr = X.indices.astype(np.int64), X.indptr.astype(np.int64)
+    for array in (U, V, X.data, X.indices, X.indptr):
+        array.flags.writeable = False
+    model = WALS(k)
+    model.components_, model.n_features_in_ = V.T, m
+    everything = [set(np.flatnonzero(V.any(axis=1)).tolist())] * q
+    nothing = [set()] * q
+    some = rng.permutation(m)[: m // 2 + 1]
+    given = rng.random((q, m)) < 0.3
+    of_rows = [set(np.flatnonzero(row).tolist()) for row in given]
+    for candidates, allowed in (
+        (None, everything),
+        (some, [set(some.tolist())] * q),
+        (np.isin(np.arange(m), some), [set(some.tolist())] * q),
+        (sp.coo_array(given), of_rows),
+    ):
+        for exclude_seen, left_out in (
+            (True, seen),
+            (False, nothing),
+            (sp.coo_array(given), of_rows),
+        ):
+            found = model.recommend(
+                X, n, factors=U, candidates=candidates, exclude_seen=exclude_seen
+            )
+            expected = ranked_by_hand(U, V, n, allowed, left_out)
+            assert_array_equal(found[0], expected[0])
+            assert_array_equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -325,6 +381,40 @@ def test_explain(dtype, implicit, exponent, w0):
     assert_allclose(contributions, expected[order], rtol=1e-6)
     few = model.explain(x.toarray(), np.int32(column), n=2, weight=weight)
     assert_array_equal(few[0], indices[:2])
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("w0", [0.0, 0.2])
+def test_contributions_add_up_to_scores(implicit, exponent, w0):
+    """With weights of rows, columns and entries; those of entries are of the fit alone."""
+    rng = np.random.default_rng(0)
+    X = sp.random(40, 30, 0.3, format="csr", rng=rng)
+    E = X.copy()
+    E.data = rng.uniform(0.1, 3, size=E.nnz)
+    R = rng.uniform(0.2, 5, size=40)
+    model = WALS(
+        5,
+        unobserved_weight=w0,
+        observed_weight=1.3,
+        col_weights=power_law(-0.5),
+        regularization=0.2,
+        regularization_exponent=exponent,
+        implicit=implicit,
+        max_iter=3,
+        random_state=0,
+    ).fit(X, row_weights=R, entry_weights=E)
+    V, C = model.components_.T, power_law(-0.5)(np.bincount(X.indices, minlength=30))
+    for i in range(0, 40, 7):
+        # The row by its definition: the minimiser of its weighted squared error.
+        a, w = X[[i]].toarray()[0], np.full(30, w0)
+        w[X[[i]].indices] += 1.3 * R[i] * (C * (a if implicit else 1))[X[[i]].indices]
+        target = (a > 0) * 1.0 if implicit else a
+        M = V.T @ (w[:, None] * V) + 0.2 * w.sum() ** exponent * np.eye(5)
+        scores = V @ np.linalg.solve(M, V.T @ (w * target))
+        for column in range(30):
+            _, contributions = model.explain(X[[i]], column, n=30, weight=R[i])
+            assert_allclose(contributions.sum(), scores[column], rtol=1e-10, atol=1e-10)
 
 
 def test_explain_singular_and_empty():

@@ -129,6 +129,22 @@ def test_tables_give_the_same_model(kind, frame):
             assert names == list(right.columns)
 
 
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("aggregate", ["sum", "mean", "max", "last", "count"])
+def test_the_order_of_rows_does_not_matter(kind, aggregate, frame):
+    by_position = {"user": 0, "item": 1, "value": 2, "time": 3}
+    model = make(aggregate, **(by_position if kind in ("array", "tuples") else {}))
+    expected = clone(model).fit(TABLES[kind](frame))
+    for seed in range(3):
+        table = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+        model.fit(TABLES[kind](table))
+        assert_array_equal(model.users_, expected.users_)
+        assert_array_equal(model.items_, expected.items_)
+        assert_array_equal(model.interactions_.toarray(), expected.interactions_.toarray())
+        assert_array_equal(model.estimator_.row_factors_, expected.estimator_.row_factors_)
+        assert_array_equal(model.estimator_.components_, expected.estimator_.components_)
+
+
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "max", "last", "count"])
 def test_aggregates(aggregate, frame):
     model = make(aggregate).fit(frame)
@@ -138,11 +154,6 @@ def test_aggregates(aggregate, frame):
     assert model.items_.tolist() == expected.columns.tolist()
     assert_allclose(model.interactions_.toarray(), expected.fillna(0).to_numpy(), rtol=1e-6)
     assert model.interactions_.nnz == expected.count().sum() < len(frame)
-    # The order of the rows does not matter.
-    shuffled = make(aggregate).fit(frame.sample(frac=1, random_state=0))
-    assert_array_equal(shuffled.users_, model.users_)
-    assert_array_equal(shuffled.interactions_.toarray(), model.interactions_.toarray())
-    assert_array_equal(shuffled.estimator_.components_, model.estimator_.components_)
 
 
 def test_values_of_y_and_none(frame, model):
@@ -188,12 +199,24 @@ IDS = {
     "mixed": ["a", 1, ("a", 1), b"a", 2.5],
     "sets": [frozenset("ab"), frozenset("c"), frozenset("abc")],
 }
+
+
+def as_objects(columns):
+    """An array of objects, which NumPy makes of tuples only one by one."""
+    table = np.empty((len(columns["user"]), len(columns)), object)
+    for place, values in enumerate(columns.values()):
+        for row, value in enumerate(values):
+            table[row, place] = value
+    return table
+
+
 CLASSES = {
     "pandas": lambda columns: pd.DataFrame(columns),
     "polars": lambda columns: pl.DataFrame(columns, strict=False),
     "pyarrow": lambda columns: pa.table(
         {name: pa.array(of, pa.uint64()) if 2**64 - 1 in of else of for name, of in columns.items()}
     ),
+    "array": as_objects,
     "tuples": lambda columns: list(zip(*columns.values(), strict=True)),
 }
 #: What a library cannot hold in a column.
@@ -237,8 +260,15 @@ def test_ids(library, kind):
     assert as_asked == [x for x in ids for _ in range(2)]
     assert [row[-1] for row in answer] == [1, 2] * q
     # What was answered can be asked for.
-    if library != "tuples":
+    if library not in ("array", "tuples"):
         assert len(rows(model.recommend(table["user"], n=1, exclude_seen=False))) == 2 * q
+    # The same ids in another kind of table are the same model.
+    columns["user"] = [tuple(x) if type(x) is list else x for x in columns["user"]]
+    same = clone(model).fit(CLASSES["tuples"](columns))
+    assert_array_equal(same.users_, model.users_)
+    assert same.users_.dtype == model.users_.dtype
+    assert_array_equal(same.estimator_.row_factors_, model.estimator_.row_factors_)
+    assert_array_equal(same.estimator_.components_, model.estimator_.components_)
     flipped = {name: values[::-1] for name, values in columns.items()}
     again = clone(model).fit(CLASSES[library](flipped))
     assert again.users_.tolist() == expected
@@ -247,8 +277,19 @@ def test_ids(library, kind):
 
 def test_unused_categories_and_typed_arrays():
     who = pd.Categorical(["b", "a", "b"], categories=["c", "b", "a"])
-    model = Recommender(WALS(1, random_state=0)).fit(pd.DataFrame({"who": who, "what": [1, 2, 2]}))
-    assert model.users_.tolist() == ["a", "b"]
+    table = pd.DataFrame({"who": who, "what": [1, 2, 2]})
+    known = pl.Series("who", ["b", "a", "b"], pl.Enum(["c", "b", "a"]))
+    codes = pa.DictionaryArray.from_arrays([1, 2, 1], ["c", "b", "a"])
+    expected = Recommender(WALS(1, random_state=0)).fit(table.astype({"who": object}))
+    for categories in (
+        table,
+        pl.DataFrame({"who": known, "what": [1, 2, 2]}),
+        pa.table({"who": codes, "what": [1, 2, 2]}),
+    ):
+        model = Recommender(WALS(1, random_state=0)).fit(categories)
+        assert model.users_.tolist() == ["a", "b"]
+        assert_array_equal(model.interactions_.toarray(), [[0, 1], [1, 1]])
+        assert_array_equal(model.estimator_.row_factors_, expected.estimator_.row_factors_)
     times = pd.DataFrame({"who": pd.to_datetime(["2024-01-02", "2024-01-01"]), "what": [1, 2]})
     model = Recommender(WALS(1, random_state=0)).fit(times)
     wanted = times["who"]

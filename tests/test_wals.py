@@ -1,5 +1,6 @@
 """The contract of the estimator: input of every kind, errors, and what a failure leaves behind."""
 
+import copy
 import pickle
 import re
 from itertools import pairwise
@@ -819,6 +820,19 @@ def test_what_is_known_of_factors_ends_with_them(X, model, axis, dtype):
         for fixed in (0, 1):
             assert_array_equal(model.transform(X, axis=fixed), fresh.transform(X, axis=fixed))
         for ours, theirs in zip(model.recommend(X[:3]), fresh.recommend(X[:3]), strict=True):
+            assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("of_copy", [False, True])
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+def test_copies_do_not_share_what_is_written(X, model, make, of_copy):
+    model.fit(X)
+    other = make(model)
+    for changed, kept in ((other, model) if of_copy else (model, other),) * 2:
+        before = [kept.components_.copy(), kept.transform(X), *kept.recommend(X[:3])]
+        changed.partial_fit(2 * X, indices=np.arange(X.shape[0])).partial_fit(2 * X, axis=1)
+        after = [kept.components_, kept.transform(X), *kept.recommend(X[:3])]
+        for ours, theirs in zip(after, before, strict=True):
             assert_array_equal(ours, theirs)
 
 

@@ -9,15 +9,21 @@ import re
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import fill
 
 import joblib
 import numpy as np
 from scipy.sparse import csr_array
+from sklearn.base import clone
+from sklearn.utils import gen_batches
 
-from wals import WALS, storage
+from wals import WALS, load, storage
+from wals._callback_support import ITERATION
+from wals._output import check_output, table_writer, text_writer
 from wals._precompile import precompile
+from wals._progress import Progress
+from wals._tables import names_of_ids
 from wals.datasets import load_msweb
 from wals.interactions import Interactions, read_interactions
 from wals.metrics import ndcg_at_k, recall_at_k
@@ -27,8 +33,10 @@ from wals.weights import power_law
 _PROG = "python -m wals"
 _WIDTH = 80
 _HELD_OUT = 0.2  # share of the entries of a test row
+_MOST_TEST_ROWS = 10_000
 _K = 20
 _N_SHOWN, _N_RECOMMENDED = 3, 5
+_BLOCK = 2**18  # recommendations that are held at once
 
 
 def main(argv=None):
@@ -45,10 +53,14 @@ def main(argv=None):
         Exit code: 0, or 2 after a line on stderr about a bad file or option, 130 if interrupted,
         141 if nobody reads the output any more.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else [*map(os.fspath, argv)]
+    if argv[:1] == ["recommend"]:
+        arguments, run = _recommend_parser().parse_args(argv[1:]), _answer
+    else:
+        arguments, run = _parser().parse_args(argv), _run
     try:
         with _lenient(sys.stdout):
-            _run(arguments)
+            run(arguments)
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -71,12 +83,15 @@ class _Parser(argparse.ArgumentParser):
 def _parser():
     parser = _Parser(
         prog=_PROG,
-        usage=f"{_PROG} [FILE] [options]",
+        usage=f"{_PROG} [FILE] [options]\n       {_PROG} recommend MODEL FILE [options]",
         description=(
             "Factorise a matrix of interactions (who bought, read or visited what) by weighted "
             "alternating least squares. Most rows are trained on. Of the others, the test rows, "
             f"{_HELD_OUT:.0%} of the entries are held out: recommendations made from the rest "
-            "should find them again, and do so better than plain popularity."
+            "should find them again, and do so better than plain popularity. Where the file has "
+            f"times, the split is one in time: the last {_HELD_OUT:.0%} of all entries, or what "
+            "comes nearest to that from one point in time on, are not trained on, and the test "
+            "rows are some with entries before and after it."
         ),
         epilog="The first run on a machine compiles, for half a minute or less; later runs "
         "start at once.",
@@ -95,35 +110,7 @@ def _parser():
         "such, or a .npz of a SciPy CSR matrix. Without a FILE: the Anonymous Microsoft Web Data "
         "that comes with the package",
     )
-    for role in ("user", "item", "value", "time"):
-        group.add_argument(
-            f"--{role}",
-            type=_column,
-            metavar="COLUMN",
-            help=f"column of the {role}, by name or by position from 0 (default: found out)",
-        )
-    group.add_argument(
-        "--delimiter",
-        type=lambda text: {r"\t": "\t", "tab": "\t"}.get(text, text),
-        metavar="TEXT",
-        help="what separates the fields of a text; tab stands for itself, a blank for any blanks "
-        "(default: found out)",
-    )
-    group.add_argument(
-        "--decimal", metavar="MARK", help="decimal mark of the values, . or , (default: found out)"
-    )
-    group.add_argument(
-        "--aggregate",
-        metavar="NAME",
-        help="what becomes of a pair that is there several times: sum, mean, max, last or count "
-        "of its values (default: sum)",
-    )
-    group.add_argument(
-        "--header",
-        action=argparse.BooleanOptionalAction,
-        help="whether the first line of a text names the columns (default: detected)",
-    )
-    group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+    _add_columns(group)
     group.add_argument(
         "--storage",
         metavar="DIR",
@@ -186,17 +173,38 @@ def _parser():
     add("--jobs", "n_jobs", "threads (default: as many as allowed)", **integer)
     group.add_argument("--seed", default=0, help="of start and split (default: 0)", **integer)
 
-    group = parser.add_argument_group("output")
+    group = parser.add_argument_group("test")
+    group.add_argument(
+        "--split",
+        choices=("rows", "time"),
+        metavar="NAME",
+        help="rows: other rows are trained on than those that are tested, whatever the times; "
+        "time: what comes later is not trained on, by whatever row, so that nothing tells of the "
+        "future (default: time if the file has times)",
+    )
     group.add_argument(
         "--test-rows",
-        help="number of test rows; 0 trains on all rows (default: a tenth, at most 10000)",
+        help="number of test rows; 0 trains on all there is (default: a tenth, and of a split in "
+        f"time all; at most {_MOST_TEST_ROWS})",
         **integer,
     )
+
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--recommend",
+        metavar="TABLE",
+        help="write the best items of every user to a .csv or .parquet: their ids, in columns "
+        "called as in FILE, score, and rank from 1; without the items that a user has. All of "
+        "a user's entries count, also those that were held out for the test; after a split in "
+        "time the model is trained anew on all of them",
+    )
+    group.add_argument("--top", help=f"items of a user to write (default: {_K})", **integer)
     group.add_argument(
         "--output",
         metavar="MODEL",
-        help="save the model with joblib, for instance wals.joblib; row_ids_ (of the rows "
-        "trained on) and col_ids_ tell what its row_factors_ and col_factors_ are of",
+        help="save the model, for instance as a.wals, which wals.load reads; a .joblib is saved "
+        "with joblib. row_ids_ (of the rows trained on) and col_ids_ tell what its row_factors_ "
+        "and col_factors_ are of. After a split in time it is trained anew, on all entries",
     )
     group.add_argument(
         "--compile",
@@ -204,7 +212,81 @@ def _parser():
         help="do no more than to compile all that float32 and float64 data need, and say where "
         "the machine code is kept",
     )
-    group.add_argument("--quiet", action="store_true", help="no line per sweep")
+    group.add_argument(
+        "--quiet", action="store_true", help="no line per sweep, and no progress bar"
+    )
+    group.add_argument("--help", "-h", action="help", help="print this and exit")
+    return parser
+
+
+def _add_columns(group):
+    """Add the options that say which column is what, and how a text is cut."""
+    for role in ("user", "item", "value", "time"):
+        group.add_argument(
+            f"--{role}",
+            type=_column,
+            metavar="COLUMN",
+            help=f"column of the {role}, by name or by position from 0 (default: found out)",
+        )
+    group.add_argument(
+        "--delimiter",
+        type=lambda text: {r"\t": "\t", "tab": "\t"}.get(text, text),
+        metavar="TEXT",
+        help="what separates the fields of a text; tab stands for itself, a blank for any blanks "
+        "(default: found out)",
+    )
+    group.add_argument(
+        "--decimal", metavar="MARK", help="decimal mark of the values, . or , (default: found out)"
+    )
+    group.add_argument(
+        "--aggregate",
+        metavar="NAME",
+        help="what becomes of a pair that is there several times: sum, mean, max, last or count "
+        "of its values (default: sum)",
+    )
+    group.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line of a text names the columns (default: detected)",
+    )
+    group.add_argument("--ignore-values", action="store_true", help="let every interaction count 1")
+
+
+def _recommend_parser():
+    parser = _Parser(
+        prog=f"{_PROG} recommend",
+        usage=f"{_PROG} recommend MODEL FILE [options]",
+        description=(
+            "Recommend items to users by what a file says of them. They need not be those that the "
+            "model was trained on: each is projected by its interactions in the file, which are "
+            "not recommended. Items that the model does not know are left out."
+        ),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=80),
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help=f"what `{_PROG} ... --output MODEL` has saved, as .wals"
+    )
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "file", metavar="FILE", help=f"their interactions, in a file like that of {_PROG}"
+    )
+    _add_columns(group)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        metavar="TABLE",
+        help="a .csv or .parquet (default: as CSV on standard output). Columns are called as in "
+        "FILE; besides ids there are score, and rank from 1",
+    )
+    group.add_argument(
+        "--top", default=_K, type=int, metavar="N", help=f"items of a user (default: {_K})"
+    )
+    group.add_argument(
+        "--jobs", type=int, metavar="N", help="threads (default: as many as allowed)"
+    )
+    group.add_argument("--quiet", action="store_true", help="no notes, and no progress bar")
     group.add_argument("--help", "-h", action="help", help="print this and exit")
     return parser
 
@@ -236,16 +318,18 @@ def _run(arguments):
     # Whatever can be wrong is found before a long training, not after it.
     model = _make_model(arguments)
     row_weights = _power_law(arguments, "row_exponent")
-    if arguments.test_rows and arguments.storage is not None:
-        raise ValueError("--test-rows: with --storage, every row is trained on")
+    if arguments.storage is not None and (arguments.test_rows or arguments.split):
+        option = "--test-rows" if arguments.test_rows else "--split"
+        raise ValueError(f"{option}: with --storage, every row is trained on")
     if (arguments.test_rows or 0) < 0:
         raise ValueError(f"--test-rows must not be negative, got {arguments.test_rows}")
-    if arguments.output is not None:
-        _check_writable(arguments.output)
+    _check_outputs(arguments)
 
     seconds = {}
     with _timed("read", seconds), _caught() as notes:
-        X, row_ids, col_ids = _read(arguments)
+        content = _read(arguments)
+        times = _times(content, arguments.split)
+    X, row_ids, col_ids = content
     n_rows, n_columns = X.shape
     source = arguments.file or arguments.storage
     _say("Data", source or "Anonymous Microsoft Web Data, embedded in the package")
@@ -254,18 +338,8 @@ def _run(arguments):
     density = X.nnz / (n_rows * n_columns)
     _say("", f"{n_rows:,} x {n_columns:,} matrix, {X.nnz:,} stored ({density:.2%})")
 
-    n_test = min(max(n_rows // 10, 1), 10_000)
-    if arguments.test_rows is not None:
-        n_test = arguments.test_rows
     with _timed("split", seconds):
-        if arguments.storage is None:
-            test, train, seen, held_out = _split(X, n_test, arguments.seed)
-        else:
-            test, train, seen, held_out = np.empty(0, int), X, X[:0], X[:0]
-    text = "none, every row is trained on"
-    if test.size:
-        text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
-        text += f"{seen.nnz + held_out.nnz:,} entries of the others held out"
+        text, start, test, train, seen, held_out = _divide(X, times, arguments)
     _say("Split", text)
 
     settings = model.get_params(deep=False) | {"row_weights": row_weights, "verbose": None}
@@ -273,39 +347,54 @@ def _run(arguments):
     _say("Model", ", ".join(settings))
     _compile(train.dtype, seconds)
     print()
-    test_weights = None
+    # Rows that are tested are trained on as well, by what came before, if the split is in time.
+    untrained = test if times is None else test[:0]
+    weights = untrained_weights = None
     if row_weights is not None:
-        counts = np.concatenate([np.diff(train.indptr), np.diff(seen.indptr)])
-        row_weights, test_weights = np.split(row_weights(counts), [train.shape[0]])
-    _train(model, train, row_weights, seconds)
+        counts = np.diff(train.indptr)
+        if untrained.size:
+            counts = np.concatenate([counts, np.diff(seen.indptr)])
+        weights, untrained_weights = np.split(row_weights(counts), [train.shape[0]])
+    _train("train", model, train, weights, seconds, quiet=arguments.quiet)
+    final = model
+    if arguments.output is not None or arguments.recommend is not None:
+        weights = None if row_weights is None else row_weights(np.diff(X.indptr))
+        if times is not None and test.size:
+            print()
+            _say("Note", "trained anew, on all entries, for what is written")
+            final = clone(model)
+            _train("train anew", final, X, weights, seconds, quiet=arguments.quiet)
     if arguments.output is not None:
-        model.row_ids_, model.col_ids_ = np.delete(row_ids, test), col_ids
+        final.row_ids_, final.col_ids_ = np.delete(row_ids, untrained), col_ids
+        final.set_params(verbose=0)
         with _timed("save", seconds):
-            joblib.dump(model.set_params(verbose=0), arguments.output)
+            if os.path.splitext(arguments.output)[1].lower() == ".joblib":
+                joblib.dump(final, arguments.output)
+            else:
+                final.save(arguments.output)
         size = os.path.getsize(arguments.output) / 1e6
         _say("Saved", f"{arguments.output}, {size:,.1f} MB, ids in row_ids_ and col_ids_")
+    if arguments.recommend is not None:
+        n = min(arguments.top or _K, n_columns)
+        with _timed("recommend", seconds), table_writer(arguments.recommend) as write:
+            n_written = _write_best(final, weights, content, n, write, quiet=arguments.quiet)
+        size = os.path.getsize(arguments.recommend) / 1e6
+        text = f"{arguments.recommend}, {size:,.1f} MB, {n_written:,} recommendations, {n} at most "
+        _say("Written", text + f"to each of {n_rows:,} rows")
     print()
 
     if test.size:
         with _timed("fold in", seconds):
-            factors = model.transform(seen, weights=test_weights)
-        if held_out.data.max() > 0 >= held_out.data.min():
-            # Who finds what someone dislikes has not found what to recommend.
-            n_held_out = held_out.nnz
-            held_out, train = _above_zero(held_out), _above_zero(train)
-            _say(
-                "Note",
-                f"relevant are the {held_out.nnz:,} of {n_held_out:,} held-out entries whose value "
-                "is above 0; popularity counts entries above 0, too",
-            )
-        elif held_out.data.max() <= 0 < X.data.max():
-            _say("Note", "no held-out value is above 0: the quality is that of finding dislikes")
-        is_better = _evaluate(model, factors, seen, held_out, train, seconds)
-        if not is_better and held_out.data.max() > 0:
-            _say("Hint", "try a stronger --regularization, fewer --components, or more data")
+            if untrained.size:
+                factors = model.transform(seen, weights=untrained_weights)
+            else:
+                factors = model.row_factors_[test]
+        held_out = _assess(model, factors, X, train, seen, held_out, seconds)
     else:
-        why = "for want of a test row: it takes two rows with entries, one of them with two or more"
-        why += ", and --test-rows other than 0"
+        needed = "two rows with entries, one of them with two or more"
+        if times is not None:
+            needed = f"a row with entries before {start} and later ones"
+        why = f"for want of a test row: it takes {needed}, and --test-rows other than 0"
         if arguments.storage is not None:
             why = "since every row is trained on"
         _say("Quality", f"not measured, {why}")
@@ -316,6 +405,32 @@ def _run(arguments):
     seconds["total"] = sum(seconds.values())
     for place, (stage, duration) in enumerate(seconds.items()):
         _say("" if place else "Time", f"{stage:<10}{duration:9.2f} s")
+
+
+def _answer(arguments):
+    """Recommend items to the users of a file."""
+    if arguments.top < 1:
+        raise ValueError(f"--top must be at least 1, got {arguments.top}")
+    if arguments.output is not None:
+        _check_table("--output", arguments.output, arguments.file)
+    model = load(arguments.model, mmap=True)
+    if not isinstance(model, WALS) or not hasattr(model, "col_ids_"):
+        raise ValueError(
+            f"{arguments.model}: has no ids of columns, as a model has that {_PROG} saved; for "
+            "others, and a Recommender, see wals.load"
+        )
+    model.set_params(**({} if arguments.jobs is None else {"n_jobs": arguments.jobs}))
+    model._validate_params()
+    with _caught() as notes:
+        content = read_interactions(
+            arguments.file, col_ids=model.col_ids_, **_reading_options(arguments)
+        )
+    content.X.data = content.X.data.astype(model.components_.dtype)
+    for note in () if arguments.quiet else notes:
+        print(f"{_PROG}: note: {_as_options(note)}", file=sys.stderr)
+    out = table_writer(arguments.output) if arguments.output else text_writer(sys.stdout)
+    with out as write:
+        _write_best(model, None, content, arguments.top, write, quiet=arguments.quiet)
 
 
 def _compile(dtype, seconds, *, always=False):
@@ -353,34 +468,96 @@ def _power_law(arguments, name):
     return power_law(exponent)
 
 
-def _check_writable(path):
+def _check_outputs(arguments):
+    model, table = arguments.output, arguments.recommend
+    if model is not None:
+        _check_writable("--output", model)
+    if table is None:
+        if arguments.top is not None:
+            raise ValueError("--top needs --recommend")
+        return
+    if arguments.top is not None and arguments.top < 1:
+        raise ValueError(f"--top must be at least 1, got {arguments.top}")
+    _check_table("--recommend", table, arguments.file)
+    if model is not None and os.path.realpath(model) == os.path.realpath(table):
+        raise ValueError(f"--recommend {table}: is the same as --output")
+
+
+def _check_table(option, table, file):
+    _check_writable(option, table)
+    try:
+        check_output(table)
+    except (ValueError, ImportError) as error:
+        raise type(error)(f"{option} {table}: {error}") from error
+    folder, path = (os.path.realpath(x) for x in (os.path.dirname(table), table))
+    if file is not None and os.path.realpath(file) in (folder, path):
+        raise ValueError(f"{option} {table}: is what is read, or in the folder that is")
+
+
+def _check_writable(option, path):
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise ValueError(f"--output {path}: there is no folder {folder}")
+        raise ValueError(f"{option} {path}: there is no folder {folder}")
     if os.path.isdir(path or "."):
-        raise ValueError(f"--output {path}: is a folder")
+        raise ValueError(f"{option} {path}: is a folder")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise ValueError(f"--output {path}: no permission to write")
+        raise ValueError(f"{option} {path}: no permission to write")
 
 
-def _read(arguments):
+def _reading_options(arguments):
+    """Return what the arguments say of the file to read."""
     names = ("user", "item", "value", "time", "delimiter", "decimal", "aggregate")
     options = {name: getattr(arguments, name) for name in names}
     options = {name: option for name, option in options.items() if option is not None}
+    return options | {"header": arguments.header, "values": not arguments.ignore_values}
+
+
+def _read(arguments):
+    options = _reading_options(arguments)
     if arguments.file is None:
-        if options:
-            raise ValueError(f"--{next(iter(options))} needs a FILE")
+        named = [name for name in options if name not in ("header", "values")]
+        if named:
+            raise ValueError(f"--{named[0]} needs a FILE")
         if arguments.storage is not None:
             X = storage.open(arguments.storage)
             ids = (X.row_ids, X.col_ids), map(np.arange, X.shape)
             return X, *(own if given is None else given for given, own in zip(*ids, strict=True))
         X, titles = load_msweb(return_titles=True)
         return Interactions(X, np.arange(X.shape[0]), titles)
-    options |= {"header": arguments.header, "values": not arguments.ignore_values}
     if arguments.storage is not None:
         X = storage.write_interactions(arguments.file, arguments.storage, **options)
         return X, X.row_ids, X.col_ids
     return read_interactions(arguments.file, **options)
+
+
+def _times(content, split):
+    """Return the times that the entries are split by, None for a split of rows."""
+    times = getattr(content, "times", None)
+    if times is not None and times.min() == times.max():
+        times = None
+    if times is None and split == "time":
+        raise ValueError("--split time needs different times: say --time")
+    return None if split == "rows" else times
+
+
+def _divide(X, times, arguments):
+    """Return what to say of the split, where it is in time, and what `_split` does."""
+    if arguments.storage is not None:
+        return "none, every row is trained on", None, np.empty(0, int), X, X[:0], X[:0]
+    n_rows, n_test, start = X.shape[0], arguments.test_rows, None
+    if n_test is None:
+        n_test = min(max(n_rows // 10, 1) if times is None else n_rows, _MOST_TEST_ROWS)
+    if times is None:
+        parts = test, train, seen, held_out = _split(X, n_test, arguments.seed)
+        text = f"{train.shape[0]:,} of {n_rows:,} rows to train on; {held_out.nnz:,} of "
+        text += f"{seen.nnz + held_out.nnz:,} entries of the others held out"
+    else:
+        start, *parts = _split_by_time(X, times, n_test, arguments.seed)
+        test, train, seen, held_out = parts
+        text = f"in time: {train.nnz:,} entries from before {start} to train on; of the "
+        text += f"{X.nnz - train.nnz:,} later ones, {held_out.nnz:,} held out: those of "
+        text += f"{test.size:,} rows that have earlier ones, too"
+    return text if test.size else "none, every row is trained on", start, *parts
 
 
 def _split(X, n_test, seed):
@@ -404,16 +581,90 @@ def _split(X, n_test, seed):
     return test, train, seen, held_out
 
 
-def _train(model, X, row_weights, seconds):
-    with _timed("train", seconds), _caught() as notes:
+def _split_by_time(X, times, n_test, seed):
+    """Hold out what came last, and draw test rows of those that have some of it.
+
+    Nothing that came later tells of the entries to be found again: held-out last entries of every
+    row would be looked for by a model that knows what others did after them.
+
+    Returns
+    -------
+    start : number or str
+        The time that the later entries begin at.
+    test : ndarray of shape (at most n_test,)
+        Numbers of the test rows, which have earlier and later entries.
+    train, seen, held_out : csr_array
+        The earlier entries of all rows, those of the test rows, and the later ones of these. With
+        no test row all entries are trained on.
+    """
+    in_order = np.sort(times)
+    # What happened at the same time is not torn apart.
+    last = in_order[math.floor((1 - _HELD_OUT) * X.nnz)]
+    starts = {int(np.searchsorted(in_order, last, side)) for side in ("left", "right")}
+    first = min(starts - {0, X.nnz}, key=lambda n: abs(X.nnz - n - _HELD_OUT * X.nnz))
+    train, later = split_entries(X, X.nnz - first, strategy="time", timestamps=times)
+    able = np.flatnonzero((np.diff(train.indptr) > 0) & (np.diff(later.indptr) > 0))
+    rng = np.random.default_rng(seed)
+    test = np.sort(rng.choice(able, min(n_test, able.size), replace=False))
+    seen, held_out = train[test], later[test]
+    start = in_order[first]
+    if start.dtype.kind == "M":
+        start = np.datetime_as_string(start, unit="auto")
+    return start, test, train if test.size else X, seen, held_out
+
+
+def _train(stage, model, X, row_weights, seconds, *, quiet):
+    with (
+        Progress("Training", model.max_iter, shown=not quiet) as bar,
+        _timed(stage, seconds),
+        _caught() as notes,
+    ):
+        if bar.shown:
+            with suppress(ImportError):  # before scikit-learn 1.9, the lines of sweeps have to do
+                model.set_callbacks(_Iterations(bar))
         model.fit(X, row_weights=row_weights)
+        vars(model).pop("_skl_callbacks", None)
     for note in notes:
         _say("Note", note)
     _say(
         "Trained",
         f"loss {model.loss_:.6e}, RWSE {model.rwse_:.6f} after iteration {model.n_iter_}, "
-        f"{seconds['train']:.2f} s",
+        f"{seconds[stage]:.2f} s",
     )
+
+
+def _write_best(model, row_weights, content, n, write, *, quiet):
+    """Write the n best items of all rows, which are projected by all of their entries.
+
+    Returns
+    -------
+    n_written : int
+    """
+    X, row_ids, col_ids = content
+    row_ids, col_ids = (
+        ids.astype(object) if ids.dtype.kind == "U" else ids for ids in (row_ids, col_ids)
+    )
+    user, item = names_of_ids(getattr(content, "names", None) or ("user", "item"))
+    n_rows, n = X.shape[0], min(n, X.shape[1])
+    n_written = 0
+    with Progress("Writing", n_rows, shown=not quiet) as bar:
+        for rows in gen_batches(n_rows, max(_BLOCK // n, 1)):
+            part = X[rows]
+            weights = None if row_weights is None else row_weights[rows]
+            ranked, scores = model.recommend(part, n, weights=weights)
+            ranked[np.diff(part.indptr) == 0] = -1  # of whom nothing is known
+            row, place = np.nonzero(ranked >= 0)
+            write(
+                {
+                    user: row_ids[rows][row],
+                    item: col_ids[ranked[row, place]],
+                    "score": scores[row, place],
+                    "rank": place + 1,
+                }
+            )
+            n_written += len(row)
+            bar.update(rows.stop)
+    return n_written
 
 
 def _above_zero(X):
@@ -422,6 +673,25 @@ def _above_zero(X):
     X.data[X.data < 0] = 0
     X.eliminate_zeros()
     return X
+
+
+def _assess(model, factors, X, train, seen, held_out, seconds):
+    """Print how good the recommendations are; return the held-out entries that are relevant."""
+    if held_out.data.max() > 0 >= held_out.data.min():
+        # Who finds what someone dislikes has not found what to recommend.
+        n_held_out = held_out.nnz
+        held_out, train = _above_zero(held_out), _above_zero(train)
+        _say(
+            "Note",
+            f"relevant are the {held_out.nnz:,} of {n_held_out:,} held-out entries whose value "
+            "is above 0; popularity counts entries above 0, too",
+        )
+    elif held_out.data.max() <= 0 < X.data.max():
+        _say("Note", "no held-out value is above 0: the quality is that of finding dislikes")
+    is_better = _evaluate(model, factors, seen, held_out, train, seconds)
+    if not is_better and held_out.data.max() > 0:
+        _say("Hint", "try a stronger --regularization, fewer --components, or more data")
+    return held_out
 
 
 def _evaluate(model, factors, seen, held_out, train, seconds):
@@ -435,7 +705,7 @@ def _evaluate(model, factors, seen, held_out, train, seconds):
         ("popularity", np.ones((held_out.shape[0], 1), np.float32), popularity[np.newaxis]),
     ):
         with _timed("rank" if name == "WALS" else name, seconds):
-            ranked = _rank(left, right, k, exclude=seen)
+            ranked = _rank(left, right, k, exclude=seen, n_jobs=model.n_jobs)
         recall, ndcg[name] = recall_at_k(held_out, ranked, k), ndcg_at_k(held_out, ranked, k)
         print(f"  {name:<18}{recall:>12.4f}{ndcg[name]:>12.4f}")
     return ndcg["WALS"] >= ndcg["popularity"]
@@ -446,7 +716,7 @@ def _show(model, factors, seen, held_out, row_ids, col_ids):
     counts = np.minimum(np.diff(seen.indptr), 3)
     shown = np.argsort(-counts, kind="stable")[: min(_N_SHOWN, np.count_nonzero(counts))]
     k = min(_N_RECOMMENDED, col_ids.size)
-    ranked = _rank(factors[shown], model.components_, k, exclude=seen[shown])
+    ranked = _rank(factors[shown], model.components_, k, exclude=seen[shown], n_jobs=model.n_jobs)
     for row, best in zip(shown, ranked, strict=True):
         has = "; ".join(map(str, col_ids[seen[[row]].indices]))
         print(_clip(f"Row {row_ids[row]} has {has}", _WIDTH))
@@ -467,6 +737,27 @@ def _clip(text, width):
         return text
     words = text[: width - 3].rpartition(" ")[0]
     return f"{words or text[: width - 4]} ..."
+
+
+class _Iterations:
+    """Callback that shows how many iterations of a fit are done."""
+
+    def __init__(self, bar):
+        self.bar = bar
+
+    def setup(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name == ITERATION:
+            self.bar.update(context.task_id + 1)
+        return False
+
+    def teardown(self, estimator, context):
+        pass
 
 
 class _Notes(logging.Handler):

@@ -173,11 +173,15 @@ def alternate(rows, cols, state, *, max_iter, tol, auto, n_threads, tasks, check
     return tol == 0
 
 
-def finish(rows, state, U):
-    """Sweep the rows exactly with the final V, which is settled, and set U to their factors."""
+def finish(rows, state, U=None):
+    """Sweep the rows exactly with the final V, which is settled, and return them, solved.
+
+    Their factors are in U, if it is given.
+    """
     rows = rows.to_solve_exactly(U)
     swept = rows.sweep(state.V)
     state.add("rows", swept, rows.data_loss(swept, state.V), state.n_iter)
+    return rows
 
 
 def rwse(data_loss, sum_weights):

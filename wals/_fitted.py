@@ -11,10 +11,11 @@ import scipy.sparse as sp
 
 from ._core.linalg import in_panels
 from ._core.parallel import effective_n_threads, parallel_section
-from ._core.passes import NS_PRODUCT
+from ._core.passes import NS_PRODUCT, gram
 from ._core.ranking import round_factors
 from ._core.sweep import Side, eigenbasis
 from ._saving import is_mapped
+from ._validation import is_distributed
 
 #: Where items have fewer entries than this for each item of the other side, it is not turned whole.
 _SPARSE = 0.5
@@ -34,6 +35,11 @@ class FittedSide(NamedTuple):
 
 def get_side(model, axis):
     """Return a side of a fitted WALS: its rows for axis 0, its columns for axis 1."""
+    if is_distributed(getattr(model, _NAMES[axis][0], None)) or not hasattr(model, _NAMES[axis][0]):
+        raise ValueError(
+            "The factors of the rows are on a cluster, or were left there: call "
+            "wals.distributed.gather_rows(model) first, on the model that was fitted."
+        )
     factors, weights, mass = (getattr(model, name) for name in _NAMES[axis])
     return FittedSide(factors if axis == 0 else factors.T, weights, mass)
 
@@ -68,8 +74,12 @@ def _recall(factors):
     return known
 
 
-def freeze(model):
-    """Make the factors of a fitted model read-only, in place."""
+def freeze(model, *, copied=False):
+    """Make the factors of a fitted model read-only, in place.
+
+    Those that are so already may be another model's, too, if it was copied: then neither writes
+    to them any more.
+    """
     for name, *_ in _NAMES:
         factors = vars(model).get(name)
         if isinstance(factors, np.ndarray) and factors.flags.writeable:
@@ -77,6 +87,8 @@ def freeze(model):
             frozen.flags.writeable = False
             _known[id(frozen)] = _Known(frozen, None if is_mapped(factors) else factors)
             vars(model)[name] = frozen
+        elif copied and (known := _known.get(id(factors))) is not None:
+            known.writable = None
 
 
 def _thaw(factors):
@@ -101,8 +113,8 @@ def known_eigenbasis(model, axis):
     if basis is None:
         V = factors if axis == 0 else factors.T
         with parallel_section(n_threads, NS_PRODUCT * V.size * V.shape[1]) as run:
-            basis = eigenbasis(V, w0, np.float64, run)
-        basis = basis._replace(panels=(in_panels(basis.Q), in_panels(basis.Q.T)))
+            basis = eigenbasis(gram(V, np.float64, run), w0, np.float64)
+        basis = basis._replace(panels=(in_panels(basis.turn), in_panels(basis.turn.T)))
         known.eigenbases = {w0: basis}  # what another thread has found meanwhile is the same
     return basis
 

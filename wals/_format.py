@@ -98,7 +98,7 @@ def write(path, arrays, content, *, kind):
             f"What is not in arrays takes {len(header)} bytes, more than {_LONGEST_HEADER}: "
             "pass long lists as arrays."
         )
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(header)
         for name, array in placed.items():
             data, crc = _bytes_of(np.ascontiguousarray(array)), 0
@@ -135,7 +135,7 @@ def read(path, *, kind, mmap=False):
     OSError
         If it cannot be read.
     """
-    path = os.fspath(path)
+    path = os.fsdecode(path)
     # To open a pipe would be to wait for a writer.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ValueError(f"{path} is not a file.")
@@ -285,9 +285,9 @@ def _fill(file, buffer, path):
 
 
 @contextmanager
-def _replacing(path):
+def replacing(path):
     """Give a file to write to, which takes the place of `path` if nothing is raised."""
-    path = os.path.realpath(os.fspath(path))
+    path = os.path.realpath(os.fsdecode(path))
     folder, name = os.path.split(path)
     # A device or a pipe must not be replaced by a file.
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):

@@ -12,7 +12,7 @@ _ROOT = Path("/")
 _PROC = Path("proc/self")
 
 
-def check_memory(X, k, *, auto, entry_weights, stored=False):
+def check_memory(X, k, *, auto, entry_weights, stored=False, kept=False):
     """Raise MemoryError if a fit of a matrix cannot fit into the memory that it may use.
 
     Parameters
@@ -26,6 +26,8 @@ def check_memory(X, k, *, auto, entry_weights, stored=False):
         Whether there are weights of the entries.
     stored : bool, default=False
         Whether X is on disk, and so is whatever else has the size of its entries.
+    kept : bool, default=False
+        Whether states are kept on disk, of which one is copied.
 
     Raises
     ------
@@ -41,6 +43,8 @@ def check_memory(X, k, *, auto, entry_weights, stored=False):
         "a system of each component with all": 8 * 4 * k**2,
         "weights of rows and columns": 8 * 8 * (n + m),
     }
+    if kept:
+        needs["a state on its way to disk"] = 2 * nnz + 3 * m * k * item if auto else n * k * item
     needed, available = sum(needs.values()), available_memory()
     if needed > available:
         parts = ", ".join(f"{amount(size)} for {name}" for name, size in needs.items() if size)

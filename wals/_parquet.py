@@ -116,7 +116,8 @@ def _as_table(table, needed, options, last, first=1):
             if options["time"] is not None or last:
                 raise ValueError(said) from None
             notes.append(f"{said}; it is left out")
-    return Table(rows, row_keys, cols, col_keys, values, times, notes)
+    called = roles["user"], roles["item"]
+    return Table(rows, row_keys, cols, col_keys, values, times, notes, called)
 
 
 def _parts(path):

@@ -21,7 +21,7 @@ _BATCH = 2**16
 def recommend(model, X, n, exclude_seen, candidates, factors, weights):
     """Do what `WALS.recommend` says."""
     check_is_fitted(model)
-    n, m = check_number(n), model.components_.shape[1]
+    n, m = check_n(n), model.components_.shape[1]
     if factors is not None:
         if weights is not None:
             raise ValueError("weights are for projecting X: with factors, nothing is projected.")
@@ -74,7 +74,7 @@ def similar(model, indices, n, axis, metric):
     """Do what `WALS.similar` says."""
     check_is_fitted(model)
     check_axis(axis)
-    n = check_number(n)
+    n = check_n(n)
     if metric not in ("cosine", "dot"):
         raise ValueError(f"metric must be 'cosine' or 'dot', got {metric!r}.")
     V, kind = get_side(model, axis).factors, ("rows", "columns")[axis]
@@ -99,7 +99,7 @@ def similar(model, indices, n, axis, metric):
 def explain(model, x, column, n, weight):
     """Do what `WALS.explain` says."""
     check_is_fitted(model)
-    n = check_number(n)
+    n = check_n(n)
     x = model._check_items(x, 0)
     if x.shape[0] != 1:
         raise ValueError(f"x must be one row, of shape {(1, x.shape[1])}; got {x.shape}.")
@@ -120,7 +120,8 @@ def explain(model, x, column, n, weight):
     return x.indices[order].astype(np.int64), contributions[order]
 
 
-def check_number(n):
+def check_n(n):
+    """Return how many are asked for, as an int."""
     if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n must be an integer of at least 1, got {n!r}.")
     return int(n)

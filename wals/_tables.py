@@ -8,6 +8,9 @@ from narwhals.exceptions import DuplicateError
 from ._encoding import plain
 from ._validation import refuse_masked
 
+#: Columns of answers next to those of users and items.
+ANSWERED = ("score", "rank", "similar", "contribution")
+
 
 class Table:
     """The columns of whatever is a table.
@@ -117,6 +120,14 @@ def as_list(ids, name):
     except TypeError as error:
         raise ValueError(f"{name} holds ids that cannot be hashed: {error}") from None
     return ids
+
+
+def names_of_ids(names):
+    """Return what answers call the ids of users and items, given the names of their columns."""
+    free = len(set(names)) == 2 and all(
+        isinstance(name, str) and name and name not in ANSWERED for name in names
+    )
+    return tuple(names) if free else ("user", "item")
 
 
 def make_table(columns, library):

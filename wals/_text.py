@@ -39,6 +39,8 @@ class Table:
         Of each interaction.
     notes : list of str
         What was guessed and should be said.
+    names : tuple of str, default=None
+        What the columns of user and item are called, where they have names.
     """
 
     rows: np.ndarray
@@ -48,6 +50,7 @@ class Table:
     values: np.ndarray | None
     times: np.ndarray | None
     notes: list
+    names: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class _Dialect:
     width: int  # fields of a line
     width_line: int  # the line that has so many
     columns: dict  # of user, item, value, time the position, or None
+    names: tuple | None  # of the columns of user and item
     time_type: str  # "integer", "number" (at least in the first lines) or "date"
     time_is_guessed: bool
     notes: list
@@ -87,7 +91,7 @@ def read_text(path, suffix, options, *, last):
     if (reader := fast_reader()) is not None:
         try:
             with _open(path) as file:
-                return _table(*read_blocks(file, dialect, reader), dialect.notes)
+                return _table(*read_blocks(file, dialect, reader), dialect.notes, dialect.names)
         except Unusual:
             pass
     return _read_slowly(path, dialect)
@@ -128,10 +132,10 @@ def _open(path):
     return (gzip.open if path.lower().endswith(".gz") else open)(path, "rb")
 
 
-def _table(rows, row_keys, cols, col_keys, values, times, notes):
+def _table(rows, row_keys, cols, col_keys, values, times, notes, names):
     (rows, row_keys), (cols, col_keys) = _stripped(rows, row_keys), _stripped(cols, col_keys)
     row_keys, col_keys = integers_if_all(row_keys), integers_if_all(col_keys)
-    return Table(rows, row_keys, cols, col_keys, values, times, notes)
+    return Table(rows, row_keys, cols, col_keys, values, times, notes, names)
 
 
 def integers_if_all(ids):
@@ -203,7 +207,17 @@ def _sniff(file, suffix, options, last):
     if times and _is_number(times[0]):
         time_type = "integer" if all(map(_WHOLE.fullmatch, times)) else "number"
     return _Dialect(
-        encoding, delimiter, decimal, skip, width, width_line, columns, time_type, is_guessed, notes
+        encoding,
+        delimiter,
+        decimal,
+        skip,
+        width,
+        width_line,
+        columns,
+        names and tuple(names[columns[role]].strip() for role in ("user", "item")),
+        time_type,
+        is_guessed,
+        notes,
     )
 
 
@@ -450,7 +464,8 @@ def _read_lines(path, dialect):
     if not parts[0]:
         raise ValueError("holds no interactions")
     rows, cols, values, times = (np.concatenate(part) if part else None for part in parts)
-    return _table(rows, list(codes[0]), cols, list(codes[1]), values, times, notes)
+    ids = rows, list(codes[0]), cols, list(codes[1])
+    return _table(*ids, values, times, notes, dialect.names)
 
 
 def _records(lines, dialect):

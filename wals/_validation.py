@@ -85,6 +85,15 @@ def _check_stored(X, dtype, estimator, reset, name):
     return X
 
 
+def is_distributed(X):
+    """Return whether X is a Dask collection, or a list of such: of delayed or futures.
+
+    Nothing is imported: who has such an object has Dask.
+    """
+    parts = [X, *X] if isinstance(X, list | tuple) else [X]
+    return any(type(part).__module__.startswith(("dask.", "distributed.")) for part in parts)
+
+
 def as_matrix(X, name):
     """Return X, its masked elements set to 0; raise an error if it is no matrix in memory."""
     if sp.issparse(X):

@@ -6,6 +6,7 @@ The loop of a fit is in `_alternate`, the numbers are in `_core`.
 import os
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from numbers import Integral, Real
 
 import numpy as np
@@ -47,6 +48,7 @@ from ._validation import (
     check_matrix,
     check_numbers,
     check_weights,
+    is_distributed,
 )
 from ._vectors import item_vectors
 from .checkpoint import Checkpoints, make_key
@@ -199,7 +201,9 @@ class WALS(
         :math:`V^T`.
 
     row_factors_ : ndarray of shape (n_samples, n_components)
-        U, optimal for `components_`.
+        U, optimal for `components_`. After a fit on a Dask cluster it is a ``dask.array``, whose
+        blocks are on the workers, and so is `row_weights_`; copies and pickles are without them.
+        See `wals.distributed.gather_rows`.
 
     row_weights_ : ndarray of shape (n_samples,)
         The weights R of the rows.
@@ -364,7 +368,7 @@ class WALS(
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        freeze(self)
+        freeze(self, copied=True)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "components_")
@@ -449,13 +453,16 @@ class WALS(
         X : {array-like, sparse matrix, data frame} of shape (n_samples, n_features)
             The matrix to factorise. A CSR matrix of floats is used without copying. What is not
             known is left out: it is not stored, or 0 in a dense array, but not NaN. A matrix on
-            disk, from `wals.storage`, is trained from there.
+            disk, from `wals.storage`, is trained from there. A matrix on a Dask cluster, a
+            ``dask.array`` or a list of delayed or futures of blocks of rows, is factorised there,
+            by the workers of the active ``distributed.Client``.
 
         y : Ignored
             Not used, present for API consistency by convention.
 
         row_weights : float or array-like of shape (n_samples,), default=None
-            Non-negative weights R of the rows; None stands for 1.
+            Non-negative weights R of the rows; None stands for 1. With X on a cluster, this and
+            `entry_weights` may be there, too.
 
         entry_weights : {array-like, sparse matrix} of shape (n_samples, n_features), default=None
             Non-negative weights E of the stored entries of X. A sparse matrix stores the same
@@ -478,6 +485,9 @@ class WALS(
 
         MemoryError
             If the fit needs more memory than this process may use, before it begins.
+
+        RuntimeError
+            If workers of a cluster are lost again and again, or with what cannot be made again.
         """
         with _unchanged_on_error(self):
             self._fit(X, y, row_weights, entry_weights)
@@ -501,31 +511,44 @@ class WALS(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def _fit(self, X, y, row_weights, entry_weights):
-        tasks = FitTasks(self, X, y, row_weights)
-        X = check_matrix(X, dtype=_DTYPES, estimator=self, stored=True)
-        R = check_weights(row_weights, X.shape[0], "row_weights")
-        E = None if entry_weights is None else check_entry_weights(entry_weights, X)
-        C = self._check_col_weights(X)
-        auto = self.solver == "auto"
-        stored = isinstance(X, StoredMatrix)
-        check_memory(X, self.n_components, auto=auto, entry_weights=E is not None, stored=stored)
-        U, V, drawn = self._start(*X.shape, X.dtype)
-        checkpoints = None
-        if self.checkpoint_dir is not None:
-            start = (None, None) if drawn and self.random_state is None else (U, V)
-            key = make_key(self, X, (R, C, E), start)
-            checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every, key)
+        tasks, auto = FitTasks(self, X, y, row_weights), self.solver == "auto"
         n_threads = effective_n_threads(self.n_jobs)
-        settings = self._objective(), self.n_components, self.solver, n_threads
-        rows, cols = make_sides(X, (R, C), E, *settings)
+        settings = self._objective(), self.n_components, self.solver
+        checkpoints, R, E = None, None, None
+        if self.checkpoint_dir is not None:
+            checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every)
+        if is_distributed(X):
+            X = _distributed().Matrix(X, row_weights, entry_weights)
+            self.n_features_in_ = X.shape[1]
+            vars(self).pop("feature_names_in_", None)
+            C = self._check_col_weights(X.shape[1], lambda: X.counts)
+            U, V, drawn = self._start(None, X.shape[1], X.dtype)
+            rows, cols = X.sides(C, (*settings, self.n_jobs))
+        else:
+            X = check_matrix(X, dtype=_DTYPES, estimator=self, stored=True)
+            R = check_weights(row_weights, X.shape[0], "row_weights")
+            E = None if entry_weights is None else check_entry_weights(entry_weights, X)
+            C = self._check_col_weights(X.shape[1], partial(_count_columns, X))
+            stored = isinstance(X, StoredMatrix)
+            check_memory(
+                X,
+                self.n_components,
+                auto=auto,
+                entry_weights=E is not None,
+                stored=stored,
+                kept=checkpoints is not None,
+            )
+            U, V, drawn = self._start(*X.shape, X.dtype)
+            rows, cols = make_sides(X, (R, C), E, *settings, n_threads)
         tasks.cols = cols
-        tasks.attributes_of = lambda state: self._attributes(
-            rows, cols, state, np.empty_like(rows.factors)
-        )
+        tasks.attributes_of = partial(self._attributes, rows, cols)
         with checkpoints or nullcontext():
-            state, ended = State(V, 0.0, rows.sum_weights.sum(), self.verbose), None
+            state, ended = State(V, 0.0, rows.sum_weights, self.verbose), None
             limits = {"max_iter": self.max_iter, "tol": self.tol}
             if checkpoints is not None:
+                start = (None, None) if drawn and self.random_state is None else (U, V)
+                checkpoints.find(make_key(self, X, (R, C, E), start))
+                checkpoints.beside = not isinstance(X, StoredMatrix)
                 ended = checkpoints.resume(state, rows, cols, tasks, **limits)
             if ended is None:
                 if U is not None:
@@ -533,7 +556,7 @@ class WALS(
                 elif drawn and self.init == "svd":
                     V = spectral_start(rows, cols, V)
                 cols.factors, cols.start = V, FACTORS
-                state = State(V, cols.penalty(), rows.sum_weights.sum(), self.verbose)
+                state = State(V, cols.penalty(), rows.sum_weights, self.verbose)
             ended = ended or alternate(
                 rows,
                 cols,
@@ -562,11 +585,11 @@ class WALS(
         freeze(self)
         tasks.end()
 
-    def _attributes(self, rows, cols, state, U):
-        """Sweep the rows a last time, to factors U, and return the fitted attributes."""
-        finish(rows, state, U)
+    def _attributes(self, rows, cols, state, U=None):
+        """Sweep the rows a last time, to factors U if given, and return the fitted attributes."""
+        rows = finish(rows, state, U)
         return {
-            "row_factors_": U,
+            "row_factors_": rows.factors,
             "components_": state.V.T,
             "row_weights_": rows.weights,
             "col_weights_": cols.weights,
@@ -650,7 +673,7 @@ class WALS(
                 "The model has no rows yet: call partial_fit with axis=0 before axis=1."
             )
         X = check_matrix(X, dtype=_DTYPES, estimator=self)
-        self.col_weights_ = self._check_col_weights(X)
+        self.col_weights_ = self._check_col_weights(X.shape[1], partial(_count_columns, X))
         _, V, _ = self._start(0, X.shape[1], X.dtype)
         self.components_, self.row_factors_ = V.T, np.zeros((0, V.shape[1]), X.dtype)
         self.row_weights_, self._row_mass, self._col_mass = *np.empty((2, 0)), np.zeros(X.shape[1])
@@ -665,7 +688,8 @@ class WALS(
         ----------
         X : {array-like, sparse matrix}
             Rows, of shape (q, n_features), or with ``axis=1`` columns, of shape (n_samples, q). It
-            may be on disk, see `wals.storage`.
+            may be on disk, see `wals.storage`. Rows may be a Dask collection, as in `fit`; the
+            result is a ``dask.array`` then.
 
         axis : {0, 1}, default=0
             0 projects rows on `components_`, 1 projects columns on `row_factors_`.
@@ -681,6 +705,8 @@ class WALS(
         """
         check_is_fitted(self)
         check_axis(axis)
+        if is_distributed(X):
+            return _distributed().transform(self, X, axis, weights)
         items = self._check_items(X, axis)
         factors = self._project(items, axis, weights)[0].factors
         if axis == 0 or not hasattr(X, "iloc"):
@@ -732,7 +758,7 @@ class WALS(
         ----------
         X : {array-like, sparse matrix} of shape (q, n_features) or None
             The rows, which are projected. With `factors`, it tells no more than what is seen, and
-            may be None.
+            may be None. X and `factors` may be Dask collections; then the results are, too.
 
         n : int, default=10
             How many columns.
@@ -781,7 +807,8 @@ class WALS(
         >>> titles[indices[0]].tolist()
         ['Office Free Stuff', 'Knowledge Base', 'promo']
         """
-        return recommend(self, X, n, exclude_seen, candidates, factors, weights)
+        call = _distributed().recommend if is_distributed([X, factors]) else recommend
+        return call(self, X, n, exclude_seen, candidates, factors, weights)
 
     def similar(self, indices, n=10, *, axis=1, metric="cosine"):
         """Return the nearest columns, or rows, of the model to some of them.
@@ -953,12 +980,12 @@ class WALS(
         """
         check_is_fitted(self)
         check_axis(axis)
-        X = self._check_items(X, axis)
-        side, swept = self._project(X, axis, weights, whole=True)
+        if is_distributed(X):
+            data_loss, penalty, sum_weights = _distributed().evaluate(self, X, axis, weights)
+        else:
+            data_loss, penalty, sum_weights = self._evaluate(X, axis, weights)
         fixed = get_side(self, 1 - axis)
-        data_loss = side.data_loss(swept, fixed.factors)
-        penalty = swept.penalty + side.objective.penalty(fixed.factors, fixed.mass)
-        sum_weights = float(side.sum_weights.sum())
+        penalty += self._objective().penalty(fixed.factors, fixed.mass)
         return {
             "loss": data_loss + penalty,
             "data_loss": data_loss,
@@ -968,6 +995,11 @@ class WALS(
         }
 
     # ------------------------------------------------------------------------------------- private
+
+    def __getstate__(self):
+        """Return what a copy and a pickle have: all but what is on a cluster."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if not is_distributed(value)}
 
     def _objective(self):
         return Objective(
@@ -1005,18 +1037,15 @@ class WALS(
             source = "init"
         if V.shape != (m, k):
             raise ValueError(f"{source} has factors of shape {V.shape}, but {(m, k)} is needed.")
-        if resumed and self.row_factors_.shape == (n, k):
-            return self.row_factors_.astype(dtype, order="C"), V, drawn
+        U = getattr(self, "row_factors_", None)
+        if resumed and isinstance(U, np.ndarray) and U.shape == (n, k):
+            return U.astype(dtype, order="C"), V, drawn
         return None, V, drawn
 
-    def _check_col_weights(self, X):
-        if callable(self.col_weights):
-            if isinstance(X, StoredMatrix):
-                counts = np.diff(X.T.indptr)
-            else:
-                counts = np.bincount(X.indices, minlength=X.shape[1])
-            return check_weights(self.col_weights(counts), X.shape[1], "col_weights")
-        return check_weights(self.col_weights, X.shape[1], "col_weights")
+    def _check_col_weights(self, m, count):
+        """Return the weights of m columns, given a function that counts their entries."""
+        given = self.col_weights
+        return check_weights(given(count()) if callable(given) else given, m, "col_weights")
 
     def _check_items(self, X, axis):
         """Return the rows, or columns, to solve as the rows of a CSR in the model's precision."""
@@ -1024,10 +1053,11 @@ class WALS(
         if axis == 0:
             return check_matrix(X, dtype=dtype, estimator=self, reset=False, stored=True)
         X = check_matrix(X, dtype=dtype, stored=True)
-        if X.shape[0] != len(self.row_factors_):
+        n = len(get_side(self, 0).factors)
+        if X.shape[0] != n:
             raise ValueError(
-                f"X has {X.shape[0]} rows, but WALS was fitted on {len(self.row_factors_)}: with "
-                "axis=1, X holds columns over the rows of the fit."
+                f"X has {X.shape[0]} rows, but WALS was fitted on {n}: with axis=1, X holds "
+                "columns over the rows of the fit."
             )
         if isinstance(X, StoredMatrix):
             return X.T
@@ -1042,6 +1072,26 @@ class WALS(
         n_singular = (swept.n_singular, 0) if axis == 0 else (0, swept.n_singular)
         warn_singular(n_singular, (X.shape[0],) * 2)
         return side, swept
+
+    def _evaluate(self, X, axis, weights):
+        """Return the data loss, penalty and sum of weights of projected rows, or columns."""
+        side, swept = self._project(self._check_items(X, axis), axis, weights, whole=True)
+        data_loss = side.data_loss(swept, get_side(self, 1 - axis).factors)
+        return data_loss, swept.penalty, side.sum_weights
+
+
+def _count_columns(X):
+    """Return how many entries each column of a matrix stores."""
+    if isinstance(X, StoredMatrix):
+        return np.diff(X.T.indptr)
+    return np.bincount(X.indices, minlength=X.shape[1])
+
+
+def _distributed():
+    """Return the module that needs Dask, for who has given a collection of it."""
+    from . import distributed
+
+    return distributed
 
 
 #: The parameters that a projection depends on, and what they may be.

@@ -263,7 +263,8 @@ class EarlyStopping(Observer):
         if self._name in _PREDICTION:
             predicted = model.inverse_transform(factors, pattern=self._held_out)
             return -_PREDICTION[self._name](self._held_out, predicted)
-        ranked = _rank(factors, model.components_, self._k, exclude=self._fold_in)
+        seen, n_jobs = self._fold_in, model.n_jobs
+        ranked = _rank(factors, model.components_, self._k, exclude=seen, n_jobs=n_jobs)
         return _RANKING[self._name](self._held_out, ranked, self._k)
 
 

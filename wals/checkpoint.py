@@ -17,7 +17,6 @@ import numpy as np
 
 from ._alternate import Momentum, State, relative_decrease
 from ._core.compile import empty_lines
-from ._core.kernels import FACTORS
 from ._format import read, remove_leftovers, write
 from ._stored import StoredMatrix
 
@@ -45,20 +44,23 @@ def make_key(model, X, weights, start):
     Parameters
     ----------
     model : WALS
-    X : CSR matrix or StoredMatrix
+    X : CSR matrix, StoredMatrix or distributed.Matrix
     weights : sequence of ndarray, StoredMatrix or None
         Of rows, columns and entries.
     start : sequence of ndarray or None
         Of rows and columns; None for what is drawn anew each time.
     """
-    parts = [X] if isinstance(X, StoredMatrix) else [X.data, X.indices, X.indptr]
+    if hasattr(X, "digests"):  # on a cluster, with the weights of rows and entries
+        data = X.digests()
+    else:
+        data = digest(*([X] if isinstance(X, StoredMatrix) else [X.data, X.indices, X.indptr]))
     about = {
         "version": _VERSION,
         "n_components": int(model.n_components),
         "objective": model._objective(),
         "solver": model.solver,
         "init": model.init if isinstance(model.init, str) else None,
-        "X": [X.shape, digest(*parts)],
+        "X": [X.shape, data],
         "weights": [None if array is None else digest(array) for array in weights],
         "start": [None if array is None else digest(array) for array in start],
     }
@@ -74,21 +76,29 @@ class Checkpoints:
         It is made if it is not there.
     every : int
         Iterations between two states.
-    key : str
-        See `make_key`.
+
+    Attributes
+    ----------
+    beside : bool
+        Whether states are copied, to be written beside the next iteration. What a matrix on disk
+        keeps on disk, too, is not to be copied into memory.
     """
 
-    def __init__(self, folder, every, key):
-        self._every, self._writer, self._error = every, None, None
-        folder = os.path.abspath(folder)
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"checkpoint_dir={folder!r} cannot be written to.")
-        self._n_iter = {}  # of each file, -1 without a sound one
+    beside = True
+
+    def __init__(self, folder, every):
+        self._folder, self._every = os.path.abspath(folder), every
+        self._n_iter, self._writer, self._error = {}, None, None
+        os.makedirs(self._folder, exist_ok=True)
+        if not os.access(self._folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"checkpoint_dir={self._folder!r} cannot be written to.")
+
+    def find(self, key):
+        """Look for the states of the fit of this name, see `make_key`."""
         for place in (0, 1):
-            path = os.path.join(folder, f"{key}-{place}.checkpoint")
+            path = os.path.join(self._folder, f"{key}-{place}.checkpoint")
             remove_leftovers(path)
-            self._n_iter[path] = -1
+            self._n_iter[path] = -1  # without a sound one
             if os.path.exists(path):
                 content, _ = self._read(path, mmap=True)
                 self._n_iter[path] = content["n_iter"] if content else -1
@@ -113,12 +123,14 @@ class Checkpoints:
             if min(decreases[:-1], default=np.inf) < tol:
                 continue  # this fit ends before
             _unpack("state", arrays, state)
+            cols.factors = state.V
             for name, side in (("rows", rows), ("cols", cols)):
-                side.start = content["start"]
-                side.duals.codes[:] = arrays[f"{name}.codes"]
-                side.duals.steps[:] = arrays[f"{name}.steps"]
-            if "rows.factors" in arrays:
-                rows.factors[:] = arrays["rows.factors"]
+                prefix = f"{name}."
+                parts = {part: array for part, array in arrays.items() if part.startswith(prefix)}
+                side.keep(
+                    content["start"],
+                    {part.removeprefix(prefix): array for part, array in parts.items()},
+                )
             kept = None
             if "kept.V" in arrays:
                 kept = State(np.empty((0, 0)), 0.0, 0.0, 0)
@@ -135,11 +147,9 @@ class Checkpoints:
         self.wait()
         arrays = _pack("state", state)
         for name, side in (("rows", rows), ("cols", cols)):
-            arrays |= {
-                f"{name}.{part}": array.copy() for part, array in side.duals._asdict().items()
-            }
-        if rows.start == FACTORS and not rows.plan.exact:
-            arrays["rows.factors"] = rows.factors.copy()
+            for part, array in side.kept().items():
+                arrays[f"{name}.{part}"] = array.copy() if self.beside else array
+        arrays.pop("cols.factors", None)  # V
         if tasks.kept is not None:
             arrays |= _pack("kept", tasks.kept)
         content = {"n_iter": state.n_iter, "start": rows.start, "observers": tasks.remember()}
@@ -147,6 +157,8 @@ class Checkpoints:
         self._n_iter[path] = state.n_iter
         self._writer = threading.Thread(target=self._write, args=(path, arrays, content))
         self._writer.start()
+        if not self.beside:
+            self.wait()
 
     def __enter__(self):
         return self

@@ -30,7 +30,7 @@ class _Fields(NamedTuple):
 class Interactions(_Fields):
     """A matrix of interactions and what its rows and columns stand for.
 
-    A named tuple of three, ``X, row_ids, col_ids = ...``, which also has the times.
+    A named tuple of three, ``X, row_ids, col_ids = ...``, which also has the times and the names.
 
     Attributes
     ----------
@@ -45,15 +45,19 @@ class Interactions(_Fields):
         Of every entry, in the order of ``X.data``, the time of its latest interaction: int64,
         float64 or datetime64. None if the file has no times. ``split_entries(X, strategy="last",
         timestamps=times)`` takes them.
+    names : tuple of str or None
+        What the file calls the columns of user and item. None if it does not.
     """
 
-    times = None
+    times = names = None
 
-    def __new__(cls, X, row_ids, col_ids, times=None):
-        """Make the tuple; pickle and copy keep the times by themselves."""
+    def __new__(cls, X, row_ids, col_ids, times=None, names=None):
+        """Make the tuple; pickle and copy keep times and names by themselves."""
         self = super().__new__(cls, X, row_ids, col_ids)
         if times is not None:
             self.times = times
+        if names is not None:
+            self.names = names
         return self
 
 
@@ -120,8 +124,8 @@ def read_interactions(
     Returns
     -------
     Interactions
-        A named tuple (X, row_ids, col_ids), which also has ``times``. Pairs whose value is 0 are
-        stored.
+        A named tuple (X, row_ids, col_ids), which also has ``times`` and ``names``. Pairs whose
+        value is 0 are stored.
 
     Raises
     ------
@@ -406,7 +410,7 @@ def _assemble(table, aggregate, handle_unknown, row_ids, col_ids):
     X, times = gather(values, coords, times, tuple(map(len, ids)), aggregate)
     with np.errstate(over="ignore"):
         X = X.astype(np.float32)
-    return Interactions(X, *ids, times)
+    return Interactions(X, *ids, times, table.names)
 
 
 def _read_npz(path, values):

@@ -196,7 +196,9 @@ class holdout_scorer(BaseEstimator):
         factors, seen, hidden = factors[rows], seen[rows], hidden[rows]
         if name in _PREDICTION:
             return -_PREDICTION[name](hidden, model.inverse_transform(factors, pattern=hidden))
-        ranked = _rank(factors, model.components_, k, exclude=seen if self.exclude_seen else None)
+        seen = seen if self.exclude_seen else None
+        n_jobs = getattr(model, "n_jobs", None)
+        ranked = _rank(factors, model.components_, k, exclude=seen, n_jobs=n_jobs)
         return _RANKING[name](hidden, ranked, k)
 
     def score(self, estimator, X, y=None, *, row_weights=None):
@@ -491,7 +493,7 @@ def _without(X, other):
 # ------------------------------------------------------------------------------------------ ranking
 
 
-def _rank(left, right, k, *, exclude=None):
+def _rank(left, right, k, *, exclude=None, n_jobs=None):
     """Rank the k best columns of ``left @ right`` in every row; see `wals.WALS.recommend`.
 
     Parameters
@@ -501,6 +503,8 @@ def _rank(left, right, k, *, exclude=None):
     k : int
     exclude : sparse matrix of shape (n_rows, n_columns), default=None
         Its stored positions are not ranked.
+    n_jobs : int, default=None
+        See `wals.WALS`.
 
     Returns
     -------
@@ -510,4 +514,4 @@ def _rank(left, right, k, *, exclude=None):
     dtype = np.result_type(left.dtype, right.dtype, np.float32)
     seen = None if exclude is None else as_csr(exclude)
     U, V = left.astype(dtype, copy=False), right.T.astype(dtype, copy=False)
-    return rank(U, V, k, seen=seen, n_threads=effective_n_threads(None))[0]
+    return rank(U, V, k, seen=seen, n_threads=effective_n_threads(n_jobs))[0]

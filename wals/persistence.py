@@ -1,11 +1,11 @@
 """Models on disk, without pickle."""
 
 import json
-import os
 import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from numbers import Integral, Real
+from pathlib import Path
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -62,7 +62,7 @@ _ATTRIBUTES = {
         "_sklearn_output_config": dict,
     },
 }
-#: What all fitted models of a class have, if they have the first of it.
+#: What all fitted models of a class have, if they have the first of it: what stands first above.
 _FITTED = {
     power_law: (),
     WALS: tuple(_ATTRIBUTES[WALS])[:8],
@@ -176,6 +176,7 @@ _ZONES = {
 _FROM_JSON = {
     "bytes": bytes.fromhex,
     "UUID": UUID,
+    "Path": Path,
     "Decimal": Decimal,
     "date": date.fromisoformat,
     "time": time.fromisoformat,
@@ -199,6 +200,8 @@ def _encode(value, name, arrays):
         return value
     if kind in _TO_JSON and getattr(value, "tzinfo", None) is None:
         content = _TO_JSON[kind](value)
+    elif isinstance(value, Path):
+        kind, content = Path, str(value)
     elif kind is list:
         return [_encode(item, name, arrays) for item in value]
     elif kind is tuple:
@@ -208,8 +211,6 @@ def _encode(value, name, arrays):
     elif kind is datetime and type(value.tzinfo) in _ZONES:
         zone = _ZONES[type(value.tzinfo)](value.tzinfo)
         content = [value.replace(tzinfo=None).isoformat(), value.fold, zone]
-    elif isinstance(value, os.PathLike):
-        return os.fspath(value)
     elif kind in _CLASSES.values():
         content = _encode_model(value, name, arrays)
     elif kind is np.random.RandomState and value.get_state()[0] == "MT19937":

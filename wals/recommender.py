@@ -9,24 +9,21 @@ from sklearn.base import BaseEstimator, _fit_context, clone
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
+from ._biases import fit_biases, fold_in_biases, residuals
 from ._encoding import AGGREGATES, as_array, encode, gather
-from ._recommend import check_number
+from ._recommend import check_n
 from ._saving import SaveMixin
-from ._tables import Table, as_list, make_table, numbers
+from ._tables import Table, as_list, make_table, names_of_ids, numbers
 from ._validation import check_weights
 from ._wals import WALS
 from .metrics import ndcg_at_k
 
 __all__ = ["Recommender"]
 
-#: Pseudo-counts that draw the bias of a user, and of an item, to 0.
-USER_DAMPING, ITEM_DAMPING = 5.0, 4.0
 #: How many items `Recommender.score` ranks.
 N_SCORED = 20
 #: How newer interactions join the entries of a user that are aggregated already.
 _JOIN = {"sum": "sum", "count": "sum", "max": "max", "mean": "last", "last": "last"}
-#: Columns of answers next to those of users and items.
-_ANSWERED = ("score", "rank", "similar", "contribution")
 _COLUMN = [str, Interval(Integral, 0, None, closed="left")]
 
 
@@ -252,11 +249,11 @@ class Recommender(SaveMixin, BaseEstimator):
         if self.row_weights is not None:
             row_weights = self.row_weights(np.diff(interactions.indptr))
         if self.biases:
-            fitted = _fit_biases(interactions, weights)
+            fitted = fit_biases(interactions, weights)
         else:
             fitted = 0.0, np.zeros(len(users)), np.zeros(len(items))
         estimator.fit(
-            _residuals(interactions, *fitted) if self.biases else interactions,
+            residuals(interactions, *fitted) if self.biases else interactions,
             row_weights=row_weights,
             entry_weights=weights,
         )
@@ -269,8 +266,7 @@ class Recommender(SaveMixin, BaseEstimator):
             None if table.names is None else table.names[table.place(role, which)]
             for role, which in (("user", self.user), ("item", self.item))
         ]
-        free = all(isinstance(name, str) and name not in _ANSWERED for name in names)
-        self._names = tuple(names) if free else ("user", "item")
+        self._names = names_of_ids(names)
         if table.names is not None and all(isinstance(name, str) for name in table.names):
             self.feature_names_in_ = np.array(table.names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
@@ -333,7 +329,7 @@ class Recommender(SaveMixin, BaseEstimator):
         [('Eva', 'Walden')]
         """
         check_is_fitted(self)
-        n = check_number(n)
+        n = check_n(n)
         candidates = None if items is None else self._find(items, 1)
         if interactions is None:
             rows = slice(None) if users is None else self._find(users, 0)
@@ -437,7 +433,7 @@ class Recommender(SaveMixin, BaseEstimator):
         row, column = self._find([user], 0), self._find([item], 1)[0]
         x = self.interactions_[row]
         if self.biases:
-            x = _residuals(x, self.mean_, self.user_biases_[row], self.item_biases_)
+            x = residuals(x, self.mean_, self.user_biases_[row], self.item_biases_)
         weight = self.estimator_.row_weights_[row[0]]
         indices, contributions = self.estimator_.explain(x, column, n, weight=weight)
         columns = {self._names[1]: self.items_[indices], "contribution": contributions}
@@ -615,9 +611,8 @@ class Recommender(SaveMixin, BaseEstimator):
             counts = [np.diff(matrix.indptr) for matrix in (self.interactions_, X)]
             weights = np.asarray(self.row_weights(np.concatenate(counts)))[len(counts[0]) :]
         if self.biases:
-            centred = _residuals(X, self.mean_, biases, self.item_biases_)
-            biases = centred.sum(axis=1) / (USER_DAMPING + np.diff(X.indptr))
-            targets = _residuals(X, self.mean_, biases, self.item_biases_)
+            biases = fold_in_biases(X, self.mean_, self.item_biases_)
+            targets = residuals(X, self.mean_, biases, self.item_biases_)
         # An array, whatever set_output says.
         factors = np.asarray(self.estimator_.transform(targets, weights=weights))
         if users is None:
@@ -661,31 +656,6 @@ def _matrix(values, coords, times, shape, aggregate):
     if not np.isfinite(X.data).all():
         raise ValueError("The values of a user and an item add up to more than a float32 can hold.")
     return X
-
-
-def _fit_biases(X, weights):
-    """Return the mean, the biases of the rows, and those of the columns."""
-    n, m = X.shape
-    rows, cols = np.repeat(np.arange(n), np.diff(X.indptr)), X.indices
-    w = np.ones(X.nnz) if weights is None else weights.data.astype(np.float64)
-    mean = w @ X.data / max(w.sum(), np.finfo(float).tiny)
-    r = X.data - mean
-    of_rows = USER_DAMPING + np.bincount(rows, w, n)
-    of_cols = ITEM_DAMPING + np.bincount(cols, w, m)
-    b, c, tol = np.zeros(n), np.zeros(m), 1e-9 * np.abs(r).max()
-    for _ in range(1000):
-        before, b = b, np.bincount(rows, w * (r - c[cols]), n) / of_rows
-        c = np.bincount(cols, w * (r - b[rows]), m) / of_cols
-        if np.abs(b - before).max() <= tol:
-            break
-    return float(mean), b, c
-
-
-def _residuals(X, mean, row_biases, col_biases):
-    """Return what mean and biases leave of the stored values."""
-    rows = np.repeat(np.arange(X.shape[0]), np.diff(X.indptr))
-    data = X.data - mean - row_biases[rows] - col_biases[X.indices]
-    return sp.csr_array((data.astype(X.dtype), X.indices, X.indptr), shape=X.shape)
 
 
 def _look_up(places, ids):

@@ -8,6 +8,7 @@ of its own. Numba's threads are neither used nor started.
 
 import multiprocessing
 import os
+import sys
 import threading
 from contextlib import contextmanager
 from functools import lru_cache
@@ -45,6 +46,8 @@ def effective_n_threads(n_jobs):
 
     None stands for all that Numba may use here, but one in a daemonic worker of multiprocessing,
     as in joblib. A negative number counts down from all, as in joblib: -1 is all, -2 all but one.
+    In a task of a Dask worker, all are those of the worker: its tasks take turns in sweeps, so that
+    each may have all of them.
     """
     available = most = numba.config.NUMBA_NUM_THREADS
     try:
@@ -53,11 +56,26 @@ def effective_n_threads(n_jobs):
         pass
     else:
         available = numba.get_num_threads()
+    on_worker = _threads_of_dask_worker()
+    if on_worker:
+        available = min(on_worker, most)
     if n_jobs is None:
-        return 1 if multiprocessing.current_process().daemon else available
+        alone = multiprocessing.current_process().daemon and not on_worker
+        return 1 if alone else available
     if n_jobs < 0:
         return max(1, available + 1 + n_jobs)
     return min(n_jobs, most)
+
+
+def _threads_of_dask_worker():
+    """Return how many threads the Dask worker has whose task this is; None elsewhere."""
+    worker = sys.modules.get("distributed.worker")
+    if worker is None:
+        return None
+    try:
+        return worker.get_worker().state.nthreads
+    except ValueError:  # this is no task
+        return None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import numpy as np
 
 from .kernels import ZERO
 from .parallel import parallel_section
-from .passes import NS_PRODUCT, gram, rotate
+from .passes import NS_PRODUCT, rotate
 
 
 def spectral_start(rows, cols, V, *, n_iter=2):
@@ -29,15 +29,14 @@ def spectral_start(rows, cols, V, *, n_iter=2):
     k = V.shape[1]
     V -= V.mean()
     rows, cols = rows.to_solve_equally(), cols.to_solve_equally()
-    U, random = rows.factors, V.copy()
-    cols.factors = V
+    random, cols.factors = V.copy(), V
     frame = np.eye(k)  # in any coordinates, U and V have the basis that is looked for in common
     for _ in range(n_iter):
-        for side, fixed in ((rows, V), (cols, U)):
+        for side, other in ((rows, cols), (cols, rows)):
             side.start = ZERO
-            side.sweep(fixed, rough=True, frame=frame)
+            side.sweep(other.factors, rough=True, frame=frame)
+    left, right = rows.gramian(), cols.gramian()
     with parallel_section(rows.n_threads, NS_PRODUCT * V.size * k) as run:
-        left, right = gram(U, np.float64, run), gram(V, np.float64, run)
         square, Q = np.linalg.eigh(right)
         largest = np.linalg.eigvals(left @ right).real.max() ** 0.25
         regular = square > k * np.finfo(V.dtype).eps * square[-1]

@@ -52,20 +52,6 @@ class Swept(NamedTuple):
     spent: bool  # whether the fixed factors are lost
 
 
-class Eigenbasis(NamedTuple):
-    """That of w0 V^T V, which all items of a sweep share."""
-
-    spectrum: np.ndarray  # (k,) rising
-    Q: np.ndarray  # (k, k) of which the columns are the basis
-    panels: tuple = (None, None)  # of Q and its transpose, see `linalg.in_panels`
-
-
-def eigenbasis(V, w0, precision, run):
-    """Return the eigenbasis of a fixed side, given the precision of the products of its factors."""
-    spectrum, Q = np.linalg.eigh(w0 * gram(V, precision, run))
-    return Eigenbasis(spectrum.clip(0), Q.astype(precision))
-
-
 class Side:
     """The rows of a matrix, or its columns: entries and factors, and how the latter are solved.
 
@@ -98,11 +84,11 @@ class Side:
     start : {ZERO, FACTORS, DUALS}
         What the next sweep's CG starts from: 0, the factors, or the dual coefficients that the last
         sweep has kept; see `kernels`. A solution that is exact starts from nothing.
-    sum_weights : ndarray of shape (n,)
+    total_weights : ndarray of shape (n,)
         sum_j w_ij, over stored and unstored entries.
     mass : ndarray of shape (n,)
-        What the regularization of an item is a power of: `sum_weights`, or how many of its stored
-        entries have a positive target.
+        What the regularization of an item is a power of: the total weight, or how many of its
+        stored entries have a positive target.
     least_data_loss : float
         What a sweep can tell of it, as a difference of sums that may be as large as the data loss
         of factors of 0.
@@ -138,14 +124,14 @@ class Side:
         )
         other_weights = np.empty(0) if np.all(other_weights == 1) else other_weights
         self.other_weights = constant(other_weights)  # (m,), or empty: all 1
-        settings = self.items, self.other_weights, w0
-        self.sum_weights, energy = extra_weights(*settings, n_threads=n_threads)
+        given = self.items, self.other_weights, w0
+        self.total_weights, energy = extra_weights(*given, n_threads=n_threads)
         self.least_data_loss = 3 * np.sqrt(np.finfo(X.dtype).eps) * energy.sum()
         with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
-            self._ratio = w0 * np.diff(X.indptr) / self.sum_weights
-        self.sum_weights += w0 * m
+            self._ratio = w0 * np.diff(X.indptr) / self.total_weights
+        self.total_weights += w0 * m
         by_weight = objective.regularization_by == "weight"
-        self.mass = self.sum_weights if by_weight else _count_positive(self.items)
+        self.mass = self.total_weights if by_weight else _count_positive(self.items)
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
         self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
@@ -155,11 +141,12 @@ class Side:
         indptr = self.items.indptr
         self.plan, self.shards, self._work = make_plan(indptr, self._ratio, self.k, solver)
 
-    def to_solve_exactly(self, factors):
+    def to_solve_exactly(self, factors=None):
         """Return the same items, to be solved exactly, with room for their factors."""
         other = copy.copy(self)
         other._set_plan("exact")
-        other.factors, other.start = factors, kernels.ZERO
+        other.factors = np.empty_like(self.factors) if factors is None else factors
+        other.start = kernels.ZERO
         return other
 
     def to_solve_equally(self):
@@ -173,9 +160,39 @@ class Side:
         other.duals, other.start = empty_duals(n, 0, self.factors.dtype), kernels.ZERO
         return other
 
+    @property
+    def least_ridge(self):
+        """The least regularization of an item that has any; infinity where none has."""
+        return float(self.items.ridge.min(where=self.items.ridge > 0, initial=np.inf))
+
+    @property
+    def sum_weights(self):
+        """sum_ij w_ij."""
+        return float(self.total_weights.sum())
+
+    def gramian(self):
+        """Return that of the factors, of shape (k, k), in float64."""
+        with parallel_section(self.n_threads, NS_PRODUCT * self.factors.size * self.k) as run:
+            return gram(self.factors, np.float64, run)
+
     def penalty(self):
         """Return the regularization term of the factors."""
         return self.objective.penalty(self.factors, self.mass)
+
+    def kept(self):
+        """Return what the next sweep starts from, besides the fixed factors: arrays by name."""
+        kept = self.duals._asdict()
+        if self.start == kernels.FACTORS and not self.plan.exact:
+            kept["factors"] = self.factors
+        return kept
+
+    def keep(self, start, kept):
+        """Let the next sweep start from where another one did."""
+        self.start = start
+        for name, array in self.duals._asdict().items():
+            array[:] = kept[name]
+        if "factors" in kept:
+            self.factors[:] = kept["factors"]
 
     def sweep(self, fixed, *, basis=None, rough=False, frame=None, spend=False):
         """Solve every item with the factors of the other side fixed.
@@ -200,52 +217,63 @@ class Side:
         -------
         swept : Swept
         """
-        factors, items, ridge, exact = self.factors, self.items, self.items.ridge, self.plan.exact
-        (n, k), w0 = factors.shape, self.objective.unobserved_weight
-        objectives, squares = np.empty(n), np.empty(n)
-        work = self._work + NS_PRODUCT * (n + len(fixed)) * k**2
+        w0, exact, dtype = self.objective.unobserved_weight, self.plan.exact, self.factors.dtype
+        work = self._work + NS_PRODUCT * (len(self.factors) + len(fixed)) * self.k**2
         with parallel_section(self.n_threads, work) as run:
-            if w0 > 0:
+            if basis is None:
                 # Steps towards a solution need no more precision than the data; a solution does.
-                precision = np.float64 if exact else factors.dtype
-                spectrum, Q, panels = basis or eigenbasis(fixed, w0, precision, run)
-                out = empty_lines(fixed.shape, fixed.dtype) if frame is None else fixed
-                turned = rotate(fixed, Q, out, run, panels[0])
-                if self.start == kernels.FACTORS and not exact:
-                    rotate(factors, Q, factors, run)
-                # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
-                # Items without mass have no ridge, but hardly ever another factor than 0.
-                most = ridge.max(initial=0.0)
-                common = spectrum + ridge.min(where=self.mass > 0, initial=most)
-                vanishing = common <= k * np.finfo(np.float64).eps * spectrum[-1]
-                scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
-            else:
-                # All that the items share is then the ridge, which is diagonal in any basis.
-                spectrum, turned, scale = np.zeros(k), fixed, np.ones(k)
-            n_bytes = 0 if exact or fixed.size <= _FEW else 1 if rough else 2
+                precision = np.float64 if exact else dtype
+                square = gram(fixed, precision, run) if w0 > 0 else np.zeros((self.k, self.k))
+                basis = eigenbasis(square, w0, precision)
+            axes, turned = find_axes(basis, w0, self.least_ridge), fixed
+            if w0 > 0:
+                out = empty_lines(fixed.shape, dtype) if frame is None else fixed
+                turned = rotate(fixed, axes.turn, out, run, basis.panels[0])
+            n_bytes = code_size(fixed.size, exact, rough)
             in_place = w0 > 0 and frame is None  # a copy of the factors already
             in_place = in_place or (spend and bool(n_bytes))
-            shared = _fix(turned, spectrum, scale, self.other_weights, w0, n_bytes, in_place, run)
+            shared = fix(turned, axes, self.other_weights, w0, n_bytes, run, in_place=in_place)
+            swept = self.solve(axes, shared)
+            if w0 > 0 and frame is None:
+                rotate(self.factors, axes.turn.T, self.factors, run, basis.panels[1])
+            elif w0 > 0:
+                frame[:] = frame @ axes.turn
+        return swept._replace(spent=spend and bool(n_bytes))
+
+    def solve(self, axes, shared):
+        """Solve every item in the coordinates of a sweep, and leave the factors in them.
+
+        Parameters
+        ----------
+        axes : Axes
+        shared : kernels.Fixed
+            The fixed side in these coordinates, see `fix`.
+
+        Returns
+        -------
+        swept : Swept
+        """
+        factors, items, ridge = self.factors, self.items, self.items.ridge
+        (n, k), w0, spectrum = factors.shape, shared.unobserved_weight, axes.spectrum
+        objectives, squares = np.empty(n), np.empty(n)
+        with parallel_section(self.n_threads, self._work) as run:
+            if w0 > 0 and self.start == kernels.FACTORS and not self.plan.exact:
+                rotate(factors, axes.turn, factors, run)
             scratch = kernels.empty_scratch(self.plan, k, factors.dtype, run.n_threads)
             args = (items, shared, self.plan, self.start, self.duals, factors, objectives, squares)
             run(kernels.solve, self.shards, *args, scratch)
-            singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
-            if w0 == 0:
-                singular &= items.weights == 0
-            for i in np.flatnonzero(np.isnan(objectives)):
-                factors[i], objectives[i], singular[i] = _solve_least_norm(items, shared, i)
-                squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
-            if w0 > 0 and frame is None:
-                rotate(factors, Q.T, factors, run, panels[1])
-            elif w0 > 0:
-                frame[:] = frame @ Q
+        singular = spectrum[0] + ridge <= k * np.finfo(np.float64).eps * spectrum[-1]
+        if w0 == 0:
+            singular &= items.weights == 0
+        for i in np.flatnonzero(np.isnan(objectives)):
+            factors[i], objectives[i], singular[i] = _solve_least_norm(items, shared, i)
+            squares[i] = np.sum(factors[i] ** 2, dtype=np.float64)
         self.start = kernels.DUALS if self.duals.codes.size else kernels.FACTORS
         # Without any weight, 0 is as good as for an item without entries.
-        singular &= (self.sum_weights > 0) & (np.diff(items.indptr) > 0)
+        singular &= (self.total_weights > 0) & (np.diff(items.indptr) > 0)
         singular &= (self.mass > 0) | (squares > 0)  # nor is another factor than 0 looked for
         penalty = float(np.sum(ridge * squares))
-        n_singular = int(np.count_nonzero(singular))
-        return Swept(float(objectives.sum()), penalty, n_singular, spend and bool(n_bytes))
+        return Swept(float(objectives.sum()), penalty, int(np.count_nonzero(singular)), False)
 
     def data_loss(self, swept, fixed):
         """Return the data loss after a sweep, given what it told and the factors that it fixed.
@@ -255,6 +283,10 @@ class Side:
         data_loss = swept.loss - swept.penalty
         if data_loss >= self.least_data_loss or swept.spent:
             return max(data_loss, 0.0)
+        return self.data_loss_of(fixed)
+
+    def data_loss_of(self, fixed):
+        """Return the data loss of the factors and those of the other side, without a sweep."""
         w0, weights = self.objective.unobserved_weight, self.other_weights
         return _data_loss(self.items, weights, w0, self.factors, fixed, self.n_threads)
 
@@ -263,12 +295,63 @@ def empty_duals(n, nnz, dtype, room=np.empty):
     return kernels.Duals(room(nnz, np.int8), np.empty(n, dtype))
 
 
-def _fix(turned, spectrum, scale, weights, w0, n_bytes, in_place, run):
+class Eigenbasis(NamedTuple):
+    """The eigenbasis of a fixed side."""
+
+    spectrum: np.ndarray  # (k,) s, the eigenvalues of w0 V^T V, rising
+    turn: np.ndarray  # (k, k) Q, to be rotated by into this basis
+    panels: tuple = (None, None)  # of Q and its transpose, see `linalg.in_panels`
+
+
+def eigenbasis(square, w0, precision):
+    """Return the eigenbasis of a side.
+
+    Parameters
+    ----------
+    square : ndarray of shape (k, k)
+        V^T V.
+    w0 : float
+        Where it is 0, all that items share is their ridge, which is diagonal in any basis.
+    precision : dtype
+        That of Q.
+    """
+    if w0 == 0:
+        return Eigenbasis(np.zeros(len(square)), np.eye(len(square), dtype=precision))
+    spectrum, Q = np.linalg.eigh(w0 * square)
+    return Eigenbasis(spectrum.clip(0), Q.astype(precision))
+
+
+class Axes(NamedTuple):
+    """The coordinates of a sweep: the eigenbasis of the fixed side, scaled."""
+
+    spectrum: np.ndarray  # (k,) s
+    turn: np.ndarray  # (k, k) Q
+    scale: np.ndarray  # (k,) g: what the items share, s + the least ridge, is 1 in them times g
+
+
+def find_axes(basis, w0, least_ridge):
+    """Return the axes of a sweep, given the eigenbasis and the least ridge of all items."""
+    spectrum, k = basis.spectrum, len(basis.spectrum)
+    if w0 == 0:
+        return Axes(spectrum, basis.turn, np.ones(k))
+    # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
+    common = spectrum + (least_ridge if np.isfinite(least_ridge) else 0.0)
+    vanishing = common <= k * np.finfo(np.float64).eps * spectrum[-1]
+    scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
+    return Axes(spectrum, basis.turn, scale)
+
+
+def code_size(size, exact, rough):
+    """Return in how many bytes so many fixed numbers are rounded for a sweep; 0: they are not."""
+    return 0 if exact or size <= _FEW else 1 if rough else 2
+
+
+def fix(turned, axes, weights, w0, n_bytes, run, *, in_place=False):
     """Return the fixed side for the kernels, given its factors in their eigenbasis.
 
     float32 factors are rounded to so many bytes, if any; if in place, `turned` is overwritten.
     """
-    (m, k), dtype = turned.shape, turned.dtype
+    (m, k), dtype, spectrum, scale = turned.shape, turned.dtype, axes.spectrum, axes.scale
     width, steps = whole_lines(k, turned), np.empty(0, dtype)
     arrays = [np.empty((0, width), t) for t in (dtype, np.int8, np.int16)]
     if n_bytes and dtype == np.float32:
