@@ -170,14 +170,12 @@ def save_spark(model, folder):
         path.unlink()
 
 
-LIBRARIES = {"lenskit": "lenskit", "spark": "pyspark"}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peer", choices=["implicit", "irspack", "cmfrec", "lenskit", "spark"])
     peer = parser.parse_args().peer
-    names = LIBRARIES.get(peer, peer), "numpy", "scipy"
+    names = "pyspark" if peer == "spark" else peer, "numpy", "scipy"
+    FOLDER.mkdir(exist_ok=True)
     about = {"versions": {name: importlib.metadata.version(name) for name in names}, "cases": {}}
     arrays = {}
     for case, X, parameters, V, *extra in globals()[f"run_{peer}"]():
@@ -186,7 +184,6 @@ def main():
         arrays |= {f"{case}/{name}": array for name, array in (extra or [{}])[0].items()}
         arrays |= {"indices": X.indices.astype(np.uint8), "indptr": X.indptr.astype(np.int16)}
         print(peer, case, V.dtype, V.shape, np.linalg.norm(V))
-    FOLDER.mkdir(exist_ok=True)
     np.savez_compressed(FOLDER / f"{peer}.npz", about=np.array(json.dumps(about)), **arrays)
 
 

@@ -29,6 +29,10 @@ OBJECTIVES = [
     for exponent in (0.0, 0.5, 1.0)
     for implicit in (False, True)
 ]
+OBJECTIVES += [
+    OBJECTIVES[3] | {"unobserved_weight": 1.0, "regularization_by": "count", "implicit": implicit}
+    for implicit in (False, True)
+]
 
 
 def random_sparse(rng, n, m):

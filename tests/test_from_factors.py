@@ -278,6 +278,7 @@ def test_precision_and_layout(factors):
         ({"row_factors": np.ones((K, 30))}, "transpose what has a row for each item"),
         ({"row_weights": np.ones(29)}, "row_weights has shape"),
         ({"row_weights": -1}, "Negative weight in row_weights"),
+        ({"col_weights": 2.0}, "'col_weights' parameter"),
         ({"col_weights": np.ones(21)}, "col_weights has shape"),
         ({"col_weights": power_law(0.5)}, "col_weights must be numbers, not a function"),
         ({"n_components": 4}, "n_components=4, but components has 3 rows"),

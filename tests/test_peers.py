@@ -126,6 +126,15 @@ def test_translation(peer, case, tol):
     assert moves(V, X, E, settings | WRONG[peer]) > 1e-3
 
 
+def test_ridges_of_users_and_items_count_as_their_product():
+    """U c and V / c predict the same: here for 4 and 1/4 times the ridge."""
+    X, parameters, V, arrays = load_case("lenskit", "ratings")
+    X, _, settings = translate("lenskit", "ratings", X, parameters, arrays)
+    problem = reference.make_problem(X, **settings)
+    assert moves_by_ridges(2 * V, problem, 4 * problem.lam, problem.mu / 4) <= SINGLE
+    assert moves_by_ridges(V, problem, 4 * problem.lam, problem.mu / 4) > 1e-3
+
+
 def test_spark_counts_positive_ratings():
     """Neither weights nor all ratings, of which some are negative or 0."""
     X, parameters, V, arrays = load_case("spark", "implicit signed")

@@ -221,7 +221,7 @@ def test_rows_that_count_half_may_be_there_twice(problem):
 )
 def test_other_solvers_stay_finite_and_end_exactly(problem, solver, dtype):
     X, params, weights = problem
-    with np.errstate(all="raise"):
+    with np.errstate(all="raise", under="ignore"):  # strong regularization leaves hardly anything
         model = fit(X, params | {"solver": solver}, weights, dtype)
     U, V = (factors.astype(np.float64) for factors in (model.row_factors_, model.col_factors_))
     assert np.isfinite(U).all()

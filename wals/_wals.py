@@ -404,7 +404,7 @@ class WALS(
         row_weights : float or array-like of shape (n_samples,), default=None
             Weights R of the rows; None stands for 1.
 
-        col_weights : float or array-like of shape (n_features,), default=None
+        col_weights : array-like of shape (n_features,), default=None
             Weights C of the columns, which become the parameter of this name; None stands for 1.
 
         **parameters

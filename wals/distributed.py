@@ -811,7 +811,7 @@ class ClusterRows(ClusterSide):
 
     @property
     def mass(self):
-        """sum_j w_ij, as a dask.array."""
+        """What the regularization of each row is a power of, as a dask.array."""
         return self.matrix.array(_mass)
 
     def to_solve_exactly(self, factors=None):

@@ -25,8 +25,6 @@ from .team import in_threads
 
 #: Rows that are added to a Gramian at once, and those that are rotated: a multiple of 6.
 _BLOCK, _ROTATED = 256, 96
-#: Stored entries that are counted at once.
-_ENTRIES = 2**20
 #: Nanoseconds of a multiply-add of a product of blocks, and of a scalar product.
 NS_PRODUCT, _NS_DOT = 0.0205, 0.06
 
@@ -259,22 +257,6 @@ def extra_weights(items, other_weights, w0, *, n_threads):
         scratch = np.empty((2, run.n_threads, counts.max(initial=0)))
         run(_extra_weights, shards, items, other_weights, float(w0), *scratch, mass, energy)
     return mass, energy
-
-
-def count_positive(items):
-    """Return how many stored entries of each item have a positive target, in float64."""
-    indptr, n = items.indptr, len(items.indptr) - 1
-    counts, first = np.empty(n), 0
-    while first < n:  # in blocks, since the data may be on disk
-        most = min(int(indptr[first]) + _ENTRIES, int(indptr[-1]))
-        last = int(np.searchsorted(indptr, indptr.dtype.type(most), side="right")) - 1
-        last = min(max(last, first + 1), n)
-        bounds = indptr[first : last + 1]
-        before = np.zeros(int(bounds[-1] - bounds[0]) + 1, np.int64)
-        np.cumsum(items.data[bounds[0] : bounds[-1]] > 0, out=before[1:])
-        counts[first:last] = np.diff(before[bounds - bounds[0]])
-        first = last
-    return counts
 
 
 @kernel

@@ -9,16 +9,7 @@ import scipy.sparse as sp
 from . import kernels
 from .compile import constant, empty_lines, whole_lines
 from .parallel import parallel_section
-from .passes import (
-    NS_PRODUCT,
-    count_positive,
-    encode,
-    extra_weights,
-    gram,
-    rotate,
-    sampled_product,
-    transpose,
-)
+from .passes import NS_PRODUCT, encode, extra_weights, gram, rotate, sampled_product, transpose
 from .plan import make_plan
 
 #: So many numbers a second-level cache holds as they are: to round them would gain nothing.
@@ -96,8 +87,8 @@ class Side:
     total_weights : ndarray of shape (n,)
         sum_j w_ij, over stored and unstored entries.
     mass : ndarray of shape (n,)
-        What the regularization of an item is a power of: `total_weights`, or how many of its stored
-        entries have a positive target.
+        What the regularization of an item is a power of: the total weight, or how many of its
+        stored entries have a positive target.
     least_data_loss : float
         What a sweep can tell of it, as a difference of sums that may be as large as the data loss
         of factors of 0.
@@ -133,14 +124,14 @@ class Side:
         )
         other_weights = np.empty(0) if np.all(other_weights == 1) else other_weights
         self.other_weights = constant(other_weights)  # (m,), or empty: all 1
-        settings = self.items, self.other_weights, w0
-        self.total_weights, energy = extra_weights(*settings, n_threads=n_threads)
+        given = self.items, self.other_weights, w0
+        self.total_weights, energy = extra_weights(*given, n_threads=n_threads)
         self.least_data_loss = 3 * np.sqrt(np.finfo(X.dtype).eps) * energy.sum()
         with np.errstate(all="ignore"):  # inf or NaN without extra weights: no path is ruled out
             self._ratio = w0 * np.diff(X.indptr) / self.total_weights
         self.total_weights += w0 * m
         by_weight = objective.regularization_by == "weight"
-        self.mass = self.total_weights if by_weight else count_positive(self.items)
+        self.mass = self.total_weights if by_weight else _count_positive(self.items)
         self.items = self.items._replace(ridge=constant(objective.ridge(self.mass)))
         self._set_plan(solver)
         self.duals = empty_duals(n, X.nnz if solver == "auto" else 0, X.dtype, room)
@@ -171,12 +162,8 @@ class Side:
 
     @property
     def least_ridge(self):
-        """The least regularization of an item; infinity where there is none.
-
-        Items without mass have none, but hardly ever another factor than 0.
-        """
-        ridge = self.items.ridge
-        return float(ridge.min(where=self.mass > 0, initial=ridge.max())) if ridge.size else np.inf
+        """The least regularization of an item that has any; infinity where none has."""
+        return float(self.items.ridge.min(where=self.items.ridge > 0, initial=np.inf))
 
     @property
     def sum_weights(self):
@@ -348,7 +335,7 @@ def find_axes(basis, w0, least_ridge):
     if w0 == 0:
         return Axes(spectrum, basis.turn, np.ones(k))
     # Where the common part vanishes, so does V Q: the minimum norm is 0 there.
-    common = spectrum + least_ridge
+    common = spectrum + (least_ridge if np.isfinite(least_ridge) else 0.0)
     vanishing = common <= k * np.finfo(np.float64).eps * spectrum[-1]
     scale = np.where(vanishing, 0.0, 1 / np.sqrt(np.where(vanishing, 1.0, common)))
     return Axes(spectrum, basis.turn, scale)
@@ -473,6 +460,22 @@ def entries(items, other_weights, stored, weight):
     if items.entry_weights.size:
         e *= items.entry_weights[stored]
     return (e * np.abs(a), (a > 0).astype(np.float64)) if items.implicit else (e, a)
+
+
+def _count_positive(items):
+    """Return how many stored entries of each item have a positive target, in float64."""
+    indptr, n = items.indptr, len(items.indptr) - 1
+    counts, first = np.empty(n), 0
+    while first < n:  # in blocks, since the data may be on disk
+        most = min(int(indptr[first]) + _ENTRIES, int(indptr[-1]))
+        last = int(np.searchsorted(indptr, indptr.dtype.type(most), side="right")) - 1
+        last = min(max(last, first + 1), n)
+        bounds = indptr[first : last + 1]
+        before = np.zeros(int(bounds[-1] - bounds[0]) + 1, np.int64)
+        np.cumsum(items.data[bounds[0] : bounds[-1]] > 0, out=before[1:])
+        counts[first:last] = np.diff(before[bounds - bounds[0]])
+        first = last
+    return counts
 
 
 def make_sides(X, weights, entry_weights, objective, k, solver, n_threads):
