@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from dask.delayed import delayed
-from distributed import Client, LocalCluster
+from distributed import Client, Future, LocalCluster
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.linalg import LinAlgWarning
 from sklearn.model_selection import GridSearchCV
@@ -469,3 +469,24 @@ def test_a_fit_goes_on_from_its_state(client, case, solver, tmp_path, capsys):
     assert again.loss_ == pytest.approx(expected, rel=1e-9 if solver == "exact" else 1e-3)
     again.fit(cut(2 * X, UNEQUAL), row_weights=case.weights["row_weights"])
     assert "goes on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["delayed", "persisted", "rechunked", "sliced", "shared"])
+def test_blocks_with_keys_of_our_own(client, case, kind):
+    """What makes blocks is renamed, but futures, which are there, are used where they are."""
+    X = as_dask(case.X.toarray(), (20, 20, 20))
+    given = {
+        "delayed": lambda: X,
+        "persisted": X.persist,
+        "rechunked": lambda: X.persist().rechunk((13, 9)),
+        "sliced": lambda: da.concatenate([X, X])[30:90],
+        "shared": lambda: (lambda whole: [delayed(np.split)(whole, 3)[i] for i in range(3)])(
+            delayed(case.X.toarray)()
+        ),
+    }[kind]()
+    expected = np.roll(case.X.toarray(), -30, axis=0) if kind == "sliced" else case.X.toarray()
+    for _ in range(2):
+        blocks = distributed.row_blocks(given)
+        assert all(isinstance(block, Future) for block in blocks) == (kind == "persisted")
+        found = client.gather(Cluster().compute(blocks))
+        assert_array_equal(np.concatenate(found), expected)
