@@ -85,6 +85,15 @@ def freeze(model):
             vars(model)[name] = frozen
 
 
+def share(model):
+    """Let a model and its shallow copy change neither the factors that they have in common."""
+    for name, *_ in _NAMES:
+        factors = vars(model).get(name)
+        known = _known.get(id(factors))
+        if known is not None and known.factors() is factors:
+            known.writable = None
+
+
 def _thaw(factors):
     """Return the same memory to write to, None if it is not the model's own to write to.
 

@@ -34,7 +34,7 @@ from ._core.parallel import effective_n_threads
 from ._core.passes import sampled_product, transpose
 from ._core.start import spectral_start
 from ._core.sweep import Objective, make_sides
-from ._fitted import freeze, get_side, project, store
+from ._fitted import freeze, get_side, project, share, store
 from ._memory import check_memory
 from ._recommend import explain, recommend, similar
 from ._saving import SaveMixin
@@ -358,6 +358,7 @@ class WALS(
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        share(self)  # of a shallow copy, they are those of another model
         freeze(self)
 
     def __sklearn_is_fitted__(self):
