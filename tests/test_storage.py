@@ -630,7 +630,7 @@ def test_text_that_turns_out_to_be_unusual(table, tmp_path, monkeypatch):
     assert "7" in stored.row_ids
 
 
-@pytest.mark.parametrize("rows", ['1,-2\n', '1,-2\n"3",4\n', '1,-2\nx,4\n"3",5\n', "1,-2\n01,4\n"])
+@pytest.mark.parametrize("rows", ["1,-2\n", '1,-2\n"3",4\n', '1,-2\nx,4\n"3",5\n', "1,-2\n01,4\n"])
 @pytest.mark.parametrize("fast", [True, False])
 def test_text_of_integers(rows, fast, tmp_path, monkeypatch):
     """However it is read: at once or part by part."""
