@@ -276,3 +276,17 @@ def test_a_matrix_on_disk_is_told_by_its_checksums(X, tmp_path, capsys):
     other = storage.write(2 * X, tmp_path / "other")
     clone(again).fit(other)
     assert "goes on" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("no thread")])
+def test_what_hinders_a_writer_from_starting_is_what_is_raised(X, tmp_path, monkeypatch, error):
+    def start(self):
+        raise error
+
+    model = WALS(4, max_iter=3, random_state=0, checkpoint_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.threading.Thread, "start", start)
+        with pytest.raises(type(error)) as raised:
+            fit(model, X)
+    assert raised.value is error
+    assert_same(fit(model, X), fit(clone(model).set_params(checkpoint_dir=None), X))

@@ -23,7 +23,7 @@ from sklearn.model_selection import GridSearchCV
 from test_exactness import OBJECTIVES, Case
 from test_golden import CASES, make_run
 
-from wals import WALS, distributed
+from wals import WALS, distributed, load
 from wals._core.parallel import effective_n_threads
 from wals.distributed import Block, Cluster, gather_rows
 from wals.weights import power_law
@@ -247,7 +247,7 @@ def test_using_a_fit(client, case):
     assert_array_equal(found[0].compute(), expected[0])
 
 
-def test_copies_leave_the_cluster(client, case):
+def test_copies_leave_the_cluster(client, case, tmp_path):
     model = WALS(**case.params | {"max_iter": 2}).fit(as_dask(case.X, UNEQUAL), **case.weights)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert_array_equal(other.transform(case.X), model.transform(case.X))
@@ -255,8 +255,15 @@ def test_copies_leave_the_cluster(client, case):
             other.transform(case.X, axis=1)
         with pytest.raises(ValueError, match="gather_rows"):
             other.similar(0, axis=0)
+        with pytest.raises(ValueError, match="gather_rows"):
+            other.save(tmp_path / "model.wals")
     with pytest.raises(ValueError, match="gather_rows"):
         model.partial_fit(case.X)
+    with pytest.raises(ValueError, match="gather_rows"):
+        model.save(tmp_path / "model.wals")
+    assert not gather_rows(model).row_factors_.flags.writeable
+    model.save(tmp_path / "model.wals")
+    assert_array_equal(load(tmp_path / "model.wals").row_factors_, model.row_factors_)
     other = pickle.loads(pickle.dumps(gather_rows(model)))
     assert_array_equal(other.row_factors_, model.row_factors_)
     weighted = other.transform(case.X, axis=1)

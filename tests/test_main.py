@@ -226,6 +226,17 @@ def test_warnings_become_notes_and_losing_a_hint(npz, capsys):
         (["--recommend", f"{'a' * 300}.csv"], f"--recommend {'a' * 300}.csv: File name too long"),
         (["a.csv", "--recommend", "./a.csv"], "--recommend ./a.csv: is what is read"),
         ([".", "--recommend", "a.parquet"], "--recommend a.parquet: is what is read, or in the"),
+        (["a.csv", "--output", "./a.csv"], "--output ./a.csv: is what is read"),
+        (
+            ["--storage", ".", "--output", "manifest.json"],
+            "--output manifest.json: is what is",
+        ),
+        (["--storage", ".", "--recommend", "a.csv"], "--recommend a.csv: is what is read"),
+        (["a.csv", "--storage", "a", "--output", "./a"], "--output ./a: is what is read"),
+        (
+            ["recommend", "a.csv", "b.csv", "--output", "./a.csv"],
+            "--output ./a.csv: is what is read",
+        ),
         (["--recommend", "a.csv", "--output", "./a.csv"], "--recommend a.csv: is the same as"),
         (["--recommend", "a.csv", "--top", "0"], "--top must be at least 1, got 0"),
         (["--top", "3"], "--top needs --recommend"),

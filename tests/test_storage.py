@@ -630,6 +630,19 @@ def test_text_that_turns_out_to_be_unusual(table, tmp_path, monkeypatch):
     assert "7" in stored.row_ids
 
 
+@pytest.mark.parametrize("rows", ["1,-2\n", '1,-2\n"3",4\n', '1,-2\nx,4\n"3",5\n', "1,-2\n01,4\n"])
+@pytest.mark.parametrize("fast", [True, False])
+def test_text_of_integers(rows, fast, tmp_path, monkeypatch):
+    """However it is read: at once or part by part."""
+    if not fast:
+        monkeypatch.setattr("wals._text.fast_reader", lambda: None)
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\n" + rows)
+    stored = storage.write_interactions(path, tmp_path / "m")
+    assert_as_read(stored, read_interactions(path))
+    assert stored.col_ids.dtype == np.int64
+
+
 @pytest.mark.parametrize(
     "convert", [lambda t: t, pl.from_pandas, pa.Table.from_pandas, lambda t: t.to_records(False)]
 )

@@ -836,6 +836,27 @@ def test_copies_do_not_share_what_is_written(X, model, make, of_copy):
             assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_shallow_copy_is_a_model_of_its_own(X, model, axis, first):
+    """Neither partial_fit writes into what the other model has, or knows of its factors."""
+    model.fit(X)
+    pair = model, copy.copy(model)
+    expected = pickle.loads(pickle.dumps(model))
+    others = {name: np.array(value) for name, value in vars(model).items() if name[-1] == "_"}
+    items = X[:, :5] if axis else X[:5]
+    for scale in (2, 3):
+        pair[1 - first].transform(X)
+        for one in (pair[first], expected):
+            one.partial_fit(items * scale, indices=np.arange(5), axis=axis, weights=scale)
+        for name, value in others.items():
+            assert_array_equal(getattr(pair[1 - first], name), value)
+        for fixed in (0, 1):
+            assert_array_equal(
+                pair[first].transform(X, axis=fixed), expected.transform(X, axis=fixed)
+            )
+
+
 @pytest.mark.parametrize("w0", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_one_row_is_solved_as_many_are(w0, dtype):

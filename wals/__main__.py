@@ -412,7 +412,7 @@ def _answer(arguments):
     if arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
     if arguments.output is not None:
-        _check_table("--output", arguments.output, arguments.file)
+        _check_table("--output", arguments.output, arguments.file, arguments.model)
     model = load(arguments.model, mmap=True)
     if not isinstance(model, WALS) or not hasattr(model, "col_ids_"):
         raise ValueError(
@@ -469,32 +469,29 @@ def _power_law(arguments, name):
 
 
 def _check_outputs(arguments):
-    model, table = arguments.output, arguments.recommend
+    model, table, read = arguments.output, arguments.recommend, (arguments.file, arguments.storage)
     if model is not None:
-        _check_writable("--output", model)
+        _check_writable("--output", model, *read)
     if table is None:
         if arguments.top is not None:
             raise ValueError("--top needs --recommend")
         return
     if arguments.top is not None and arguments.top < 1:
         raise ValueError(f"--top must be at least 1, got {arguments.top}")
-    _check_table("--recommend", table, arguments.file)
+    _check_table("--recommend", table, *read)
     if model is not None and os.path.realpath(model) == os.path.realpath(table):
         raise ValueError(f"--recommend {table}: is the same as --output")
 
 
-def _check_table(option, table, file):
-    _check_writable(option, table)
+def _check_table(option, table, *read):
+    _check_writable(option, table, *read)
     try:
         check_output(table)
     except (ValueError, ImportError) as error:
         raise type(error)(f"{option} {table}: {error}") from error
-    folder, path = (os.path.realpath(x) for x in (os.path.dirname(table), table))
-    if file is not None and os.path.realpath(file) in (folder, path):
-        raise ValueError(f"{option} {table}: is what is read, or in the folder that is")
 
 
-def _check_writable(option, path):
+def _check_writable(option, path, *read):
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise ValueError(f"{option} {path}: there is no folder {folder}")
@@ -502,6 +499,9 @@ def _check_writable(option, path):
         raise ValueError(f"{option} {path}: is a folder")
     if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise ValueError(f"{option} {path}: no permission to write")
+    for source in map(os.path.realpath, (source for source in read if source is not None)):
+        if source in (os.path.realpath(path), os.path.realpath(folder)):
+            raise ValueError(f"{option} {path}: is what is read, or in the folder that is")
 
 
 def _reading_options(arguments):

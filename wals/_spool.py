@@ -116,7 +116,7 @@ class Spool:
     def _sorted(self, numbering):
         """Return the ids of a side in order, and the place of each number among them."""
         keys = numbering.keys()
-        if self.is_text:
+        if self.is_text and isinstance(keys, list):  # else integers, of a text in one part
             check_texts(keys)
             keys = integers_if_all(keys)
         return sort_ids(keys)

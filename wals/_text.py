@@ -101,7 +101,8 @@ def text_parts(path, suffix, options, *, last):
     """Yield a text part by part, each as a Table; parameters as of `read_text`.
 
     None tells that the parts before are to be forgotten: the text is unusual, and one part follows.
-    Ids are strings; `integers_if_all` of all of them is what `read_text` returns.
+    Ids are strings, and `integers_if_all` of all of them is what `read_text` returns; those of that
+    one part are as it returns them.
     """
     with _open(path) as file:
         dialect = _sniff(file, suffix, options, last)

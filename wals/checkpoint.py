@@ -155,8 +155,9 @@ class Checkpoints:
         content = {"n_iter": state.n_iter, "start": rows.start, "observers": tasks.remember()}
         path = min(self._n_iter, key=self._n_iter.get)
         self._n_iter[path] = state.n_iter
-        self._writer = threading.Thread(target=self._write, args=(path, arrays, content))
-        self._writer.start()
+        writer = threading.Thread(target=self._write, args=(path, arrays, content))
+        writer.start()  # what interrupts this leaves a thread that cannot be waited for
+        self._writer = writer
         if not self.beside:
             self.wait()
 

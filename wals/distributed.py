@@ -40,6 +40,7 @@ from ._core.kernels import DUALS, FACTORS, ZERO, Fixed
 from ._core.parallel import effective_n_threads, parallel_section
 from ._core.passes import NS_PRODUCT, gram, rotate, transpose
 from ._core.sweep import Objective, Side, Swept, code_size, eigenbasis, find_axes, fix
+from ._fitted import freeze
 from ._recommend import check_n
 from ._validation import (
     as_csr,
@@ -1023,6 +1024,7 @@ def gather_rows(model):
         for name, array in arrays.items()
     }
     vars(model).update(found)
+    freeze(model)
     return model
 
 

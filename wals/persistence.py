@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import scipy.sparse as sp
 
-from ._fitted import freeze
+from ._fitted import freeze, get_side
 from ._format import read, write
 from ._saving import is_mapped
 from ._wals import WALS
@@ -271,6 +271,8 @@ def _encode_model(model, name, arrays):
             f"The attribute {unknown} is none that a {cls.__name__} has by itself: delete it, and "
             "keep it elsewhere."
         )
+    if cls is WALS and "components_" in attributes:
+        get_side(model, 0)  # which tells what to do if they are on a cluster
     _check(cls, attributes)
     prefix = f"{name}." if name else ""
     return [
