@@ -178,11 +178,13 @@ class WALS(
 
     checkpoint_dir : str or path-like, default=None
         A folder where `fit` keeps its state, so that the same fit goes on where it was interrupted,
-        and ends with the same factors to the bit. It is made if it is not there. None keeps
-        nothing. Any number of fits can share a folder: what a fit finds is told by its data,
-        weights and parameters, but for `max_iter`, `tol`, `n_jobs`, `verbose` and callbacks, so
-        that a larger `max_iter` trains on. With ``random_state=None``, the last one of such fits
-        is gone on with. A fit that has ended leaves its last two states, which may be deleted.
+        and ends with the same factors to the bit; on a Dask cluster, where what sweeps keep is not
+        written, that holds for "exact", and otherwise the final loss hardly differs. It is made if
+        it is not there. None keeps nothing. Any number of fits can share a folder: what a fit finds
+        is told by its data, weights and parameters, but for `max_iter`, `tol`, `n_jobs`, `verbose`
+        and callbacks, so that a larger `max_iter` trains on. With ``random_state=None``, the last
+        one of such fits is gone on with. A fit that has ended leaves its last two states, which may
+        be deleted.
 
     checkpoint_every : int, default=1
         The number of iterations between two states. They are written while the next iteration
