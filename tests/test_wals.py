@@ -836,6 +836,21 @@ def test_copies_do_not_share_what_is_written(X, model, make, of_copy):
             assert_array_equal(ours, theirs)
 
 
+def test_an_interrupted_partial_fit_changes_nothing(X, model, monkeypatch):
+    model.fit(X)
+    expected = pickle.loads(pickle.dumps(model))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wals._fitted.freeze", interrupted)  # after all is written
+    with pytest.raises(KeyboardInterrupt):
+        model.partial_fit(3 * X[:5], indices=np.arange(5), weights=2)
+    monkeypatch.undo()
+    assert_same_model(model, expected)
+    assert_array_equal(model.transform(X, axis=1), expected.transform(X, axis=1))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_shallow_copy_is_a_model_of_its_own(X, model, axis, first):

@@ -205,14 +205,20 @@ def store(model, axis, indices, X, solved):
             np.pad(side.weights, (0, missing), constant_values=1.0),
             np.pad(side.mass, (0, missing), constant_values=empty),
         )
-    for ours, theirs in zip(side, (solved.factors, solved.weights, solved.mass), strict=True):
-        ours[indices] = theirs
     mass = other.mass + unstored_mass * missing
     mass += added - unstored_mass * np.count_nonzero(new)
-    set_side(model, axis, side)
-    setattr(model, _NAMES[1 - axis][2], mass)
-    freeze(model)
-    if axis == 1:
-        model.n_features_in_ = len(side.factors)
-        if missing:
-            vars(model).pop("feature_names_in_", None)
+    before = [array[indices] for array in side]
+    try:
+        for ours, theirs in zip(side, (solved.factors, solved.weights, solved.mass), strict=True):
+            ours[indices] = theirs
+        set_side(model, axis, side)
+        setattr(model, _NAMES[1 - axis][2], mass)
+        freeze(model)
+        if axis == 1:
+            model.n_features_in_ = len(side.factors)
+            if missing:
+                vars(model).pop("feature_names_in_", None)
+    except BaseException:  # KeyboardInterrupt: who has called gives the model its attributes back
+        for ours, old in zip(side, before, strict=True):
+            ours[indices] = old
+        raise
