@@ -23,9 +23,11 @@ from sklearn.model_selection import GridSearchCV
 from test_exactness import OBJECTIVES, Case
 from test_golden import CASES, make_run
 
-from wals import WALS, distributed, load
+from wals import WALS, load
 from wals._core.parallel import effective_n_threads
-from wals.distributed import Block, Cluster, gather_rows
+from wals.distributed import _sides, gather_rows
+from wals.distributed._blocks import Block
+from wals.distributed._cluster import Cluster, row_blocks
 from wals.weights import power_law
 
 #: Rows of each block of 60 rows: one of them alone, some of none, most in one.
@@ -393,7 +395,7 @@ def test_a_killed_worker(processes, monkeypatch, victim):
     """Once before the tasks of a sweep are there, and once while they run, or are about to."""
     X = interactions()
     params = {"n_components": 16, "max_iter": 4, "random_state": 0}
-    local, side = WALS(**params).fit(X), getattr(distributed, victim)
+    local, side = WALS(**params).fit(X), getattr(_sides, victim)
     original, sweeps, timers = side._sweep, [], []
 
     def kill():
@@ -420,7 +422,7 @@ def test_a_killed_worker(processes, monkeypatch, victim):
 
 
 def test_lost_blocks_that_nothing_can_make_again(processes, monkeypatch):
-    original = distributed.ClusterCols._sweep
+    original = _sides.ClusterCols._sweep
 
     def sweep(*args):
         for pid in processes.run(os.getpid).values():
@@ -428,7 +430,7 @@ def test_lost_blocks_that_nothing_can_make_again(processes, monkeypatch):
         return original(*args)
 
     X = interactions()
-    monkeypatch.setattr(distributed.ClusterCols, "_sweep", sweep)
+    monkeypatch.setattr(_sides.ClusterCols, "_sweep", sweep)
     with processes.as_current():
         blocks = processes.scatter([X[:2000], X[2000:]], hash=False)
         model = WALS(4, max_iter=1, init="random")
@@ -493,7 +495,7 @@ def test_blocks_with_keys_of_our_own(client, case, kind):
     }[kind]()
     expected = np.roll(case.X.toarray(), -30, axis=0) if kind == "sliced" else case.X.toarray()
     for _ in range(2):
-        blocks = distributed.row_blocks(given)
+        blocks = row_blocks(given)
         assert all(isinstance(block, Future) for block in blocks) == (kind == "persisted")
         found = client.gather(Cluster().compute(blocks))
         assert_array_equal(np.concatenate(found), expected)

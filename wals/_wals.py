@@ -520,7 +520,9 @@ class WALS(
         if self.checkpoint_dir is not None:
             checkpoints = Checkpoints(self.checkpoint_dir, self.checkpoint_every)
         if is_distributed(X):
-            X = _distributed().Matrix(X, row_weights, entry_weights)
+            from .distributed._sides import Matrix
+
+            X = Matrix(X, row_weights, entry_weights)
             self.n_features_in_ = X.shape[1]
             vars(self).pop("feature_names_in_", None)
             C = self._check_col_weights(X.shape[1], lambda: X.counts)
@@ -708,7 +710,9 @@ class WALS(
         check_is_fitted(self)
         check_axis(axis)
         if is_distributed(X):
-            return _distributed().transform(self, X, axis, weights)
+            from .distributed import _models
+
+            return _models.transform(self, X, axis, weights)
         items = self._check_items(X, axis)
         factors = self._project(items, axis, weights)[0].factors
         if axis == 0 or not hasattr(X, "iloc"):
@@ -809,7 +813,9 @@ class WALS(
         >>> titles[indices[0]].tolist()
         ['Office Free Stuff', 'Knowledge Base', 'promo']
         """
-        call = _distributed().recommend if is_distributed([X, factors]) else recommend
+        call = recommend
+        if is_distributed([X, factors]):
+            from .distributed._models import recommend as call
         return call(self, X, n, exclude_seen, candidates, factors, weights)
 
     def similar(self, indices, n=10, *, axis=1, metric="cosine"):
@@ -983,7 +989,9 @@ class WALS(
         check_is_fitted(self)
         check_axis(axis)
         if is_distributed(X):
-            data_loss, penalty, sum_weights = _distributed().evaluate(self, X, axis, weights)
+            from .distributed import _models
+
+            data_loss, penalty, sum_weights = _models.evaluate(self, X, axis, weights)
         else:
             data_loss, penalty, sum_weights = self._evaluate(X, axis, weights)
         fixed = get_side(self, 1 - axis)
@@ -1087,13 +1095,6 @@ def _count_columns(X):
     if isinstance(X, StoredMatrix):
         return np.diff(X.T.indptr)
     return np.bincount(X.indices, minlength=X.shape[1])
-
-
-def _distributed():
-    """Return the module that needs Dask, for who has given a collection of it."""
-    from . import distributed
-
-    return distributed
 
 
 #: The parameters that a projection depends on, and what they may be.
