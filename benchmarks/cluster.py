@@ -6,6 +6,7 @@
     python benchmarks/cluster.py --study workers    # the same bits with 1, 2 and 4 workers
     python benchmarks/cluster.py --study kills      # kill -9 of a worker at random instants
     python benchmarks/cluster.py --study scheduler  # memory of the scheduler over 30 iterations
+    python benchmarks/cluster.py --study tables     # ids encoded by two workers, and in memory
 
 ``benchmarks/cluster.rst`` has the model of time, memory and traffic, and results.
 """
@@ -22,12 +23,13 @@ import time
 
 import dask
 import numpy as np
+import pandas as pd
 import psutil
 import scipy.sparse as sp
 from dask.delayed import delayed
 from distributed import Client, LocalCluster
 
-from wals import WALS
+from wals import WALS, Recommender
 from wals.datasets import make_interactions
 
 
@@ -180,12 +182,59 @@ def scheduler(arguments):
             del model
 
 
+def orders(arguments, b):
+    """Return a partition of a table with ids that are strings."""
+    X = make_interactions(
+        arguments.rows,
+        arguments.columns,
+        arguments.entries // arguments.blocks,
+        random_state=b,
+    ).tocoo()
+    users, items = (np.char.mod(f"{of}%08d", x) for of, x in (("u", X.row), ("i", X.col)))
+    return pd.DataFrame({"user": users, "item": items, "value": X.data})
+
+
+def tables(arguments):
+    parts = [
+        delayed(orders, pure=False)(arguments, b, dask_key_name=f"orders-{b}")
+        for b in range(arguments.blocks)
+    ]
+    model = Recommender(estimator(arguments, max_iter=1, init="random"), value="value")
+    alone, together = [], []
+    frame = pd.concat([part.compute(scheduler="synchronous") for part in parts])
+    for _ in range(3):
+        begun = time.perf_counter()
+        expected = model.fit(frame)
+        alone.append(time.perf_counter() - begun - model.estimator_.seconds_[-1])
+    expected = expected.interactions_
+    del frame
+    with cluster(2) as client:
+        X = client.persist(parts)
+        client.gather(client.map(len, X))
+        for _ in range(3):
+            before, begun = received(client), time.perf_counter()
+            model.fit(X)
+            together.append(time.perf_counter() - begun - model.estimator_.seconds_[-1])
+            moved = received(client) - before
+        same = (model.interactions_.compute() != expected).nnz == 0
+        begun = time.perf_counter()
+        n_rows = sum(client.gather(client.compute([t.shape[0] for t in model.recommend(n=10)])))
+        seconds = time.perf_counter() - begun
+    print(f"{arguments.entries:,} interactions, without the sweeps: {min(alone):.2f} s in memory, ")
+    print(f"{min(together):.2f} s by two workers, which moved {moved / 1e6:.0f} MB; same: {same}")
+    print(f"recommend to all: {n_rows:,} rows in {seconds:.2f} s")
+
+
 STUDIES = {
     "show": (show, {"rows": 100_000, "columns": 20_000, "entries": 5_000_000, "components": 64}),
     "overhead": (overhead, {"rows": 500_000, "columns": 60_000, "entries": 40_000_000}),
     "traffic": (traffic, {"rows": 100_000, "columns": 20_000, "entries": 2_000_000}),
     "workers": (workers, {"rows": 100_000, "columns": 20_000, "entries": 2_000_000}),
     "kills": (kills, {"rows": 200_000, "columns": 40_000, "entries": 10_000_000}),
+    "tables": (
+        tables,
+        {"rows": 200_000, "columns": 40_000, "entries": 8_000_000, "components": 16},
+    ),
     "scheduler": (scheduler, {"rows": 20_000, "columns": 5_000, "entries": 500_000}),
 }
 

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import narwhals.stable.v2 as nw
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 
 AGGREGATES = ("sum", "mean", "max", "last", "count")
 
@@ -108,6 +108,15 @@ def strings(keys):
     return _objects(keys)
 
 
+def sortable(column, name):
+    """Return a column as an array that tells the order; raise an error if something is missing."""
+    array = column.to_numpy() if isinstance(column, nw.Series) else np.asarray(column)
+    if array.dtype.kind in "iu" or (array.dtype.kind in "mM" and not np.isnat(array).any()):
+        return array
+    ids, codes = encode(column, name)
+    return ids[codes]
+
+
 def gather(values, coords, times, shape, aggregate):
     """Return the matrix of the aggregated values, and the latest times of its entries."""
     summed = aggregate in ("sum", "count")
@@ -134,6 +143,18 @@ def gather(values, coords, times, shape, aggregate):
         if aggregate == "mean":
             X.data /= ends + 1 - starts
     return X, None if times is None else times[order][ends]
+
+
+def gather_matrix(values, coords, times, shape, aggregate):
+    """Return the matrix of the aggregated values in float32, which has to hold them."""
+    if times is not None and times.dtype.kind in "OUS":
+        times = encode(times, "times")[1]
+    X, _ = gather(values, coords, times, shape, aggregate)
+    with np.errstate(over="ignore"):
+        X = csr_array(X).astype(np.float32)
+    if not np.isfinite(X.data).all():
+        raise ValueError("The values of a user and an item add up to more than a float32 can hold.")
+    return X
 
 
 def factorize(texts, library):

@@ -33,13 +33,18 @@ class FittedSide(NamedTuple):
     mass: np.ndarray  # (n,) what their regularization is a power of; NaN where it is not known
 
 
-def get_side(model, axis):
-    """Return a side of a fitted WALS: its rows for axis 0, its columns for axis 1."""
-    if is_distributed(getattr(model, _NAMES[axis][0], None)) or not hasattr(model, _NAMES[axis][0]):
+def check_home(model, name):
+    """Raise an error unless an attribute of a fitted model, with a row for each of its, is here."""
+    if is_distributed(vars(model).get(name)) or name not in vars(model):
         raise ValueError(
-            "The factors of the rows are on a cluster, or were left there: call "
+            "What the model has of its rows is on a cluster, or was left there: call "
             "wals.distributed.gather_rows(model) first, on the model that was fitted."
         )
+
+
+def get_side(model, axis):
+    """Return a side of a fitted WALS: its rows for axis 0, its columns for axis 1."""
+    check_home(model, _NAMES[axis][0])
     factors, weights, mass = (getattr(model, name) for name in _NAMES[axis])
     return FittedSide(factors if axis == 0 else factors.T, weights, mass)
 

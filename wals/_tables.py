@@ -6,14 +6,14 @@ import scipy.sparse as sp
 from narwhals.exceptions import DuplicateError
 
 from ._encoding import plain
-from ._validation import refuse_masked
+from ._validation import is_distributed, refuse_masked
 
 #: Columns of answers next to those of users and items.
 ANSWERED = ("score", "rank", "similar", "contribution")
 
 
 class Table:
-    """The columns of whatever is a table.
+    """The columns of whatever is a table, one of a row at least, unless it `may_be_empty`.
 
     Attributes
     ----------
@@ -23,11 +23,13 @@ class Table:
         What narwhals calls the library of a data frame.
     """
 
-    def __init__(self, X):
+    def __init__(self, X, *, may_be_empty=False):
         refuse_masked(X, "X")
         self.names = self.library = None
         if sp.issparse(X):
             raise ValueError("X is a sparse matrix, not a table of interactions: pass it to WALS.")
+        if is_distributed(X):
+            raise ValueError("X is a Dask collection, which fit alone takes: pass X.compute().")
         if isinstance(X, np.ndarray) and X.dtype.names:
             self.names = list(X.dtype.names)
             self.columns = [X[name] for name in self.names]
@@ -53,7 +55,7 @@ class Table:
             if isinstance(frame, nw.LazyFrame):
                 frame = frame.collect()
             if not isinstance(frame, nw.DataFrame) and hasattr(X, "__array__"):
-                self.__init__(np.asarray(X))
+                self.__init__(np.asarray(X), may_be_empty=may_be_empty)
                 return
             if not isinstance(frame, nw.DataFrame):
                 raise ValueError(
@@ -62,7 +64,7 @@ class Table:
                 )
             self.names, self.library = list(frame.columns), frame.implementation.value
             self.columns = [frame[:, place] for place in range(len(self.names))]
-        if self.columns and len(self) == 0:
+        if self.columns and len(self) == 0 and not may_be_empty:
             raise ValueError("X has no interactions: found 0 sample(s), and 1 is needed.")
 
     def __len__(self):

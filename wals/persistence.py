@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import scipy.sparse as sp
 
-from ._fitted import freeze, get_side
+from ._fitted import check_home, freeze
 from ._format import read, write
 from ._saving import is_mapped
 from ._wals import WALS
@@ -266,13 +266,13 @@ def _encode_model(model, name, arrays):
         for name, value in vars(model).items()
         if name not in params and name not in _LEFT_OUT
     }
+    if _FITTED[cls] and _FITTED[cls][0] in attributes:
+        check_home(model, {WALS: "row_factors_", Recommender: "interactions_"}[cls])
     for unknown in attributes.keys() - _ATTRIBUTES[cls].keys():
         raise ValueError(
             f"The attribute {unknown} is none that a {cls.__name__} has by itself: delete it, and "
             "keep it elsewhere."
         )
-    if cls is WALS and "components_" in attributes:
-        get_side(model, 0)  # which tells what to do if they are on a cluster
     _check(cls, attributes)
     prefix = f"{name}." if name else ""
     return [

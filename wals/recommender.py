@@ -10,11 +10,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from ._biases import fit_biases, fold_in_biases, residuals
-from ._encoding import AGGREGATES, as_array, encode, gather
+from ._encoding import AGGREGATES, as_array, encode, gather_matrix, sortable
+from ._fitted import check_home
 from ._recommend import check_n
 from ._saving import SaveMixin
 from ._tables import Table, as_list, make_table, names_of_ids, numbers
-from ._validation import check_weights
+from ._validation import check_weights, is_distributed
 from ._wals import WALS
 from .metrics import ndcg_at_k
 
@@ -69,7 +70,8 @@ class Recommender(SaveMixin, BaseEstimator):
         The dtype is object where no other holds the ids exactly.
 
     interactions_ : csr_array of shape (n_users, n_items), float32
-        The aggregated values.
+        The aggregated values. After a fit on a Dask cluster it is a ``dask.array``, whose blocks
+        stay on the workers, as the factors of users do. See `wals.distributed.gather_rows`.
 
     estimator_ : WALS
         The fitted estimator.
@@ -96,6 +98,11 @@ class Recommender(SaveMixin, BaseEstimator):
     A *table* is whatever narwhals reads, as a data frame of pandas or Polars or a table of Arrow,
     or else an array of two dimensions, a structured array, or a list of tuples. Results are tables
     of the library of the table that `fit` saw, or record arrays.
+
+    With the ``dask`` extra, `fit` also takes a Dask data frame, or array, or a list of delayed or
+    futures of tables, and the workers of the active ``distributed.Client`` encode the ids, gather
+    the interactions and fit. The ids come to the client, and so does what is asked of some users;
+    `recommend` for all is a Dask data frame, or for other tables a list of delayed.
 
     Ids may be of any type that can be hashed, and must not be missing. Categories are compared as
     what they stand for, lists as tuples. The model does not depend on the order of the rows, but
@@ -194,8 +201,9 @@ class Recommender(SaveMixin, BaseEstimator):
 
     def __getstate__(self):
         state = super().__getstate__()
-        state.pop("_places", None)
-        return state
+        for name in ("_places", "_there"):
+            state.pop(name, None)
+        return {name: value for name, value in state.items() if not is_distributed(value)}
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, *, sample_weight=None):
@@ -204,7 +212,8 @@ class Recommender(SaveMixin, BaseEstimator):
         Parameters
         ----------
         X : table with the columns `user`, `item`, `value` and `time`
-            A row for each interaction.
+            A row for each interaction. If it is a Dask data frame, `y` and `sample_weight` may be
+            series with the same partitions.
 
         y : array-like of shape (n_rows,), default=None
             The values, in place of the column `value`.
@@ -233,42 +242,29 @@ class Recommender(SaveMixin, BaseEstimator):
                 "biases=True is for values that are known: it needs an estimator with "
                 "unobserved_weight=0 and implicit=False."
             )
-        table = Table(X)
-        (users, rows), (items, cols) = self._encode(table)
-        coords, shape = (rows, cols), (len(users), len(items))
-        values, times = self._values(table, y), self._times(table)
-        interactions = _matrix(values, coords, times, shape, self.aggregate)
-        weights = None
-        if sample_weight is not None:
-            weights = numbers(sample_weight, "sample_weight", len(table))
-            weights = check_weights(weights, len(table), "sample_weight")
-            if not weights.any():
-                raise ValueError("sample_weight is zero for all interactions.")
-            weights = _matrix(weights, coords, None, shape, "mean")
-        row_weights = None
+        gathered = self._gather(X, y, sample_weight)
+        users, items, targets = gathered.users, gathered.items, gathered.matrix
+        row_weights, fitted = None, (0.0, np.zeros(len(users)), np.zeros(len(items)))
         if self.row_weights is not None:
-            row_weights = self.row_weights(np.diff(interactions.indptr))
+            row_weights = self.row_weights(gathered.counts())
         if self.biases:
-            fitted = fit_biases(interactions, weights)
-        else:
-            fitted = 0.0, np.zeros(len(users)), np.zeros(len(items))
-        estimator.fit(
-            residuals(interactions, *fitted) if self.biases else interactions,
-            row_weights=row_weights,
-            entry_weights=weights,
-        )
-        self.users_, self.items_, self.interactions_ = users, items, interactions
+            fitted, targets = gathered.without_biases()
+        estimator.fit(targets, row_weights=row_weights, entry_weights=gathered.weights)
+        self.users_, self.items_, self.interactions_ = users, items, gathered.interactions
         self.mean_, self.user_biases_, self.item_biases_ = fitted
         self.estimator_ = estimator
+        vars(self).pop("_there", None)
+        if gathered.there is not None:
+            self._there = gathered.there
         self._places, self._by_y = {}, y is not None and self.aggregate != "count"
-        self._library, self.n_features_in_ = table.library, len(table.columns)
-        names = [
-            None if table.names is None else table.names[table.place(role, which)]
-            for role, which in (("user", self.user), ("item", self.item))
-        ]
-        self._names = names_of_ids(names)
-        if table.names is not None and all(isinstance(name, str) for name in table.names):
-            self.feature_names_in_ = np.array(table.names, dtype=object)
+        self._library, self.n_features_in_ = gathered.library, gathered.n_columns
+        names = gathered.names
+        columns = self.user, self.item
+        if names is not None:
+            columns = [x if isinstance(x, str) else names[x] for x in columns]
+        self._names = names_of_ids(columns)
+        if names is not None and all(isinstance(name, str) for name in names):
+            self.feature_names_in_ = np.array(names, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
         return self
@@ -303,7 +299,8 @@ class Recommender(SaveMixin, BaseEstimator):
             A row for each user and item: the ids, in columns named as in `fit` ("user" and "item"
             where these have no names), "score", and "rank" from 1. Users in the order asked for,
             the best items first. There are fewer than n where fewer are left, and none for a new
-            user of whom nothing is known, unless there are biases.
+            user of whom nothing is known, unless there are biases. After a fit on a Dask cluster,
+            what all users are recommended is computed when it is asked for.
 
         Raises
         ------
@@ -330,26 +327,20 @@ class Recommender(SaveMixin, BaseEstimator):
         """
         check_is_fitted(self)
         n = check_n(n)
+        if not isinstance(exclude_seen, bool | np.bool_):
+            raise ValueError(f"exclude_seen must be True or False, got {exclude_seen!r}.")
         candidates = None if items is None else self._find(items, 1)
+        if users is None and interactions is None and "_there" in vars(self):
+            from .distributed._tables import recommend_to_all
+
+            return recommend_to_all(self, n, exclude_seen, candidates)
         if interactions is None:
-            rows = slice(None) if users is None else self._find(users, 0)
-            ids, *of_users = self._of_fit(rows)
-            anything = np.ones(len(ids), dtype=bool)
+            of_users = self._of_fit(slice(None) if users is None else self._find(users, 0))
+            anything = np.ones(len(of_users[0]), dtype=bool)
         else:
-            ids, *of_users = self._fold_in(users, Table(interactions))
-            anything = (np.diff(of_users[0].indptr) > 0) | self.biases
-        ranked, scores = self._rank(*of_users, n, exclude_seen, candidates)
-        ranked[~anything] = -1
-        row, place = np.nonzero(ranked >= 0)
-        return make_table(
-            {
-                self._names[0]: ids[row],
-                self._names[1]: self.items_[ranked[row, place]],
-                "score": scores[row, place],
-                "rank": place + 1,
-            },
-            self._library,
-        )
+            of_users = self._fold_in(users, Table(interactions))
+            anything = (np.diff(of_users[1].indptr) > 0) | self.biases
+        return self._answer(n, exclude_seen, candidates, *of_users, anything)
 
     def similar(self, items, n=10):
         """Return the items that are most similar to some.
@@ -431,10 +422,10 @@ class Recommender(SaveMixin, BaseEstimator):
         """
         check_is_fitted(self)
         row, column = self._find([user], 0), self._find([item], 1)[0]
-        x = self.interactions_[row]
+        x = _take(self, "interactions_", row)
         if self.biases:
             x = residuals(x, self.mean_, self.user_biases_[row], self.item_biases_)
-        weight = self.estimator_.row_weights_[row[0]]
+        weight = _take(self.estimator_, "row_weights_", row)[0]
         indices, contributions = self.estimator_.explain(x, column, n, weight=weight)
         columns = {self._names[1]: self.items_[indices], "contribution": contributions}
         return make_table(columns, self._library)
@@ -470,12 +461,13 @@ class Recommender(SaveMixin, BaseEstimator):
         # What is unknown is at -1.
         values = self.mean_ + np.r_[self.user_biases_, 0][rows] + np.r_[self.item_biases_, 0][cols]
         known = np.flatnonzero((rows >= 0) & (cols >= 0))
-        U, V = self.estimator_.row_factors_, self.estimator_.col_factors_
+        V = self.estimator_.col_factors_
         for start in range(0, len(known), 2**16):
             t = known[start : start + 2**16]
-            values[t] += np.einsum("ij,ij->i", U[rows[t]], V[cols[t]], dtype=np.float64)
+            U = _take(self.estimator_, "row_factors_", rows[t])
+            values[t] += np.einsum("ij,ij->i", U, V[cols[t]], dtype=np.float64)
         if self.biases:
-            values.clip(self.interactions_.data.min(), self.interactions_.data.max(), out=values)
+            values.clip(*self._limits(), out=values)
         return values
 
     def score(self, X, y=None):
@@ -514,14 +506,18 @@ class Recommender(SaveMixin, BaseEstimator):
         values = self._values(table, y)
         (users, rows), (items, cols) = self._encode(table)
         rows, found = self._lookup(0, users)[rows], self._lookup(1, items)
+        relevant = (rows >= 0) & ((values > 0) | ~(values > 0).any())
+        if not relevant.any():
+            return np.nan
         # Unknown items get columns of their own, which are never ranked.
         n_known, unknown = len(self.items_), found < 0
         found[unknown] = n_known + np.arange(np.count_nonzero(unknown))
-        relevant = (rows >= 0) & ((values > 0) | ~(values > 0).any())
-        shape = len(self.users_), n_known + np.count_nonzero(unknown)
-        coords = rows[relevant], found[cols[relevant]]
-        truth = _matrix(np.ones(len(coords[0])), coords, None, shape, "max")
-        seen = self.interactions_.copy()
+        users, rows = np.unique(rows[relevant], return_inverse=True)
+        shape = len(users), n_known + np.count_nonzero(unknown)
+        coords = rows, found[cols[relevant]]
+        truth = gather_matrix(np.ones(len(rows)), coords, None, shape, "max")
+        _, *of_users = self._of_fit(users)
+        seen = of_users[0].copy()
         seen.resize(shape)
         seen.data[:] = 1
         truth = sp.csr_array(truth - truth.multiply(seen))
@@ -529,13 +525,21 @@ class Recommender(SaveMixin, BaseEstimator):
         rows = np.flatnonzero(np.diff(truth.indptr))
         if not rows.size:
             return np.nan
-        ranked, _ = self._rank(*self._of_fit(rows)[1:], N_SCORED, True, None)
+        ranked, _ = self._rank(*(each[rows] for each in of_users), N_SCORED, True, None)
         return float(ndcg_at_k(truth[rows], ranked, N_SCORED))
 
     # ------------------------------------------------------------------------------------- private
 
     def _default(self):
         return WALS(unobserved_weight=0.0) if self.biases else WALS()
+
+    def _gather(self, X, y, sample_weight):
+        """Return the interactions of a table in memory, or of those on a cluster."""
+        if is_distributed(X):
+            from .distributed._tables import ClusterInteractions
+
+            return ClusterInteractions(self, X, y, sample_weight)
+        return Interactions(self, X, y, sample_weight)
 
     def _encode(self, table):
         """Return the ids of users, and those of items, and of each row the places among them."""
@@ -555,10 +559,10 @@ class Recommender(SaveMixin, BaseEstimator):
         return numbers(y, "y", len(table))
 
     def _times(self, table):
-        """Return whole numbers in the order of the times, if these matter."""
+        """Return the times, if they matter."""
         if self.aggregate != "last":
             return None
-        return encode(table.column("time", self.time), f"column time={self.time!r}")[1]
+        return sortable(table.column("time", self.time), f"column time={self.time!r}")
 
     def _lookup(self, axis, ids):
         """Return the places of ids among the users (axis 0) or items of `fit`, -1 for unknown."""
@@ -576,8 +580,22 @@ class Recommender(SaveMixin, BaseEstimator):
 
     def _of_fit(self, rows):
         """Return ids, entries, factors and biases of users of `fit`."""
-        factors = self.estimator_.row_factors_
-        return self.users_[rows], self.interactions_[rows], factors[rows], self.user_biases_[rows]
+        entries = _take(self, "interactions_", rows)
+        factors = _take(self.estimator_, "row_factors_", rows)
+        return self.users_[rows], entries, factors, self.user_biases_[rows]
+
+    def _counts(self):
+        """Return the number of items of each user of `fit`."""
+        if "_there" in vars(self):
+            return self._there.counts
+        return np.diff(_take(self, "interactions_", slice(None)).indptr)
+
+    def _limits(self):
+        """Return the least value and the largest."""
+        if "_there" in vars(self):
+            return self._there.limits
+        values = _take(self, "interactions_", slice(None)).data
+        return values.min(), values.max()
 
     def _fold_in(self, users, table):
         """Return the same of users some of whom have new interactions."""
@@ -590,16 +608,18 @@ class Recommender(SaveMixin, BaseEstimator):
         cols, in_fit = self._lookup(1, items)[cols], self._lookup(0, ids)
         values, times, told = self._values(table), self._times(table), cols >= 0
         shape = len(ids), len(self.items_)
-        new = _matrix(
+        new = gather_matrix(
             values[told],
             (rows[told], cols[told]),
             None if times is None else times[told],
             shape,
             self.aggregate,
-        ).tocoo()
+        )
         known = np.flatnonzero(in_fit >= 0)
-        old = self.interactions_[in_fit[known]].tocoo()
-        X = _matrix(
+        # Copies that have left a cluster have no users, and those are not needed for new ones.
+        old = _take(self, "interactions_", in_fit[known]) if known.size else new[:0]
+        old, new = old.tocoo(), new.tocoo()
+        X = gather_matrix(
             np.r_[old.data, new.data],
             (np.r_[known[old.row], new.row], np.r_[old.col, new.col]),
             np.repeat([0, 1], [old.nnz, new.nnz]),
@@ -608,7 +628,7 @@ class Recommender(SaveMixin, BaseEstimator):
         )
         weights, biases, targets = None, np.zeros(len(ids)), X
         if self.row_weights is not None:
-            counts = [np.diff(matrix.indptr) for matrix in (self.interactions_, X)]
+            counts = [self._counts(), np.diff(X.indptr)]
             weights = np.asarray(self.row_weights(np.concatenate(counts)))[len(counts[0]) :]
         if self.biases:
             biases = fold_in_biases(X, self.mean_, self.item_biases_)
@@ -622,6 +642,8 @@ class Recommender(SaveMixin, BaseEstimator):
         others = np.flatnonzero(places < 0)
         of_others = self._lookup(0, [users[i] for i in others])
         _refuse_unknown([users[i] for i in others], of_others, 0)
+        if not others.size:
+            return as_array(users), X[places], factors[places], biases[places]
         places[others] = len(ids) + np.arange(len(others))
         _, entries, *more = self._of_fit(of_others)
         X = sp.csr_array(sp.vstack([X, entries], format="csr"))[places]
@@ -630,10 +652,24 @@ class Recommender(SaveMixin, BaseEstimator):
         )
         return as_array(users), X, factors, biases
 
+    def _answer(self, n, exclude_seen, candidates, ids, entries, factors, biases, anything):
+        """Return what is recommended to users; nothing to those of whom there is not anything."""
+        ranked, scores = self._rank(entries, factors, biases, n, exclude_seen, candidates)
+        ranked[~anything] = -1
+        row, place = np.nonzero(ranked >= 0)
+        return self._table(ids[row], ranked[row, place], scores[row, place], place + 1)
+
+    def _table(self, users, places, scores, ranks):
+        columns = {
+            self._names[0]: users,
+            self._names[1]: self.items_[places],
+            "score": scores,
+            "rank": ranks,
+        }
+        return make_table(columns, self._library)
+
     def _rank(self, seen, factors, biases, n, exclude_seen, candidates):
         """Return the best items of users, -1 for none, and their scores."""
-        if not isinstance(exclude_seen, bool | np.bool_):
-            raise ValueError(f"exclude_seen must be True or False, got {exclude_seen!r}.")
         if not len(factors):
             return np.empty((0, n), np.int64), np.empty((0, n))
         model = self.estimator_
@@ -648,14 +684,74 @@ class Recommender(SaveMixin, BaseEstimator):
         return ranked, scores + (self.mean_ + biases)[:, None]
 
 
-def _matrix(values, coords, times, shape, aggregate):
-    """Return the aggregated values as CSR of float32."""
-    X, _ = gather(values, coords, times, shape, aggregate)
-    with np.errstate(over="ignore"):
-        X = sp.csr_array(X).astype(np.float32)
-    if not np.isfinite(X.data).all():
-        raise ValueError("The values of a user and an item add up to more than a float32 can hold.")
-    return X
+class Interactions:
+    """The ids, and the matrix, of a table.
+
+    Parameters
+    ----------
+    recommender : Recommender
+    X, y, sample_weight
+        See `Recommender.fit`.
+
+    Attributes
+    ----------
+    users, items : ndarray of shape (n_users,) and (n_items,)
+    matrix : csr_array of shape (n_users, n_items)
+    weights : csr_array of the same structure, or None
+    names : list or None
+        Of the columns.
+    n_columns : int
+    library : str or None
+        See `wals._tables.Table`.
+    """
+
+    there = None
+
+    def __init__(self, recommender, X, y, sample_weight):
+        table = Table(X)
+        self.names, self.n_columns, self.library = table.names, len(table.columns), table.library
+        (self.users, rows), (self.items, cols) = recommender._encode(table)
+        coords, shape = (rows, cols), (len(self.users), len(self.items))
+        values, times = recommender._values(table, y), recommender._times(table)
+        self.matrix = gather_matrix(values, coords, times, shape, recommender.aggregate)
+        self.weights = None
+        if sample_weight is not None:
+            weights = check_sample_weight(sample_weight, len(table))
+            if not weights.any():
+                raise ValueError("sample_weight is zero for all interactions.")
+            self.weights = gather_matrix(weights, coords, None, shape, "mean")
+
+    @property
+    def interactions(self):
+        """The matrix, as the model has it."""
+        return self.matrix
+
+    def counts(self):
+        """Return the number of items of each user."""
+        return np.diff(self.matrix.indptr)
+
+    def without_biases(self):
+        """Return mean and biases, and what they leave of the matrix."""
+        fitted = fit_biases(self.matrix, self.weights)
+        return fitted, residuals(self.matrix, *fitted)
+
+
+def check_sample_weight(weights, n):
+    """Return the weights of n interactions; there may be none in a part of a table."""
+    if n == 0:
+        return np.zeros(0)
+    return check_weights(numbers(weights, "sample_weight", n), n, "sample_weight")
+
+
+def _take(model, name, rows):
+    """Return rows of what a model has of each of its users, from the cluster, if it is there."""
+    array = vars(model).get(name)
+    if is_distributed(array):
+        from .distributed._models import take_rows
+
+        return take_rows(array, rows)
+    check_home(model, name)
+    return array[rows]
 
 
 def _look_up(places, ids):

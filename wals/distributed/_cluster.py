@@ -16,9 +16,11 @@ from distributed import Future, KilledWorker, get_client
 from distributed.comm import CommClosedError
 
 from .._validation import as_matrix, check_weights, is_distributed
-from ._blocks import Lost, add, part, same
+from ._blocks import Lost, add, join, part, same
 
 PREFIX = "wals-"
+#: Dask warns of tasks that hold ten times as many bytes.
+_PART = 2**20
 #: Seconds between looks whether workers are still there.
 _LOOK = 1.0
 #: What a client is told when a worker is lost.
@@ -33,8 +35,8 @@ class Cluster:
             self.client = get_client()
         except ValueError:
             raise ValueError(
-                "X is a Dask collection, but there is no cluster: start a distributed.Client "
-                "before, as by Client() for this machine."
+                "Dask collections need a cluster here: start a distributed.Client before, as by "
+                "Client() for this machine."
             ) from None
         if self.client.asynchronous:
             raise ValueError("The distributed.Client is asynchronous: one that waits is needed.")
@@ -80,11 +82,21 @@ class Cluster:
         keys = [f"{key}-{i}" for i in range(n)]
         return self.client.map(part, [future] * n, range(n), key=keys, pure=False)
 
-    def add(self, futures):
-        """Return the future of the sum of arrays."""
+    def add(self, futures, function=add):
+        """Return the future of the sum of arrays, or of what else a function adds."""
         while len(futures) > 1:
-            futures = [self.submit(add, *futures[i : i + 8]) for i in range(0, len(futures), 8)]
+            futures = [
+                self.submit(function, *futures[i : i + 8]) for i in range(0, len(futures), 8)
+            ]
         return futures[0]
+
+    def hold(self, array):
+        """Return the future of an array that comes by the scheduler, and is not lost with a worker.
+
+        For a number for each column, not for factors.
+        """
+        parts = np.array_split(array, max(1, array.nbytes // _PART))
+        return self.submit(join, *(self.submit(same, part) for part in parts))
 
     def place(self, values):
         """Return what `rows_of` returns, on the cluster."""
@@ -169,9 +181,9 @@ def renamed(collections, keys):
     ]
 
 
-def rows_array(futures, lengths, shape, dtype):
+def rows_array(futures, lengths, shape, dtype, meta=None):
     """Return blocks of rows as a dask.array; their lengths may be unknown: NaN."""
-    meta = np.empty((0,) * (1 + len(shape)), dtype)
+    meta = np.empty((0,) * (1 + len(shape)), dtype) if meta is None else meta
     blocks = [
         da.from_delayed(delayed(block), (n, *shape), dtype, meta)
         for block, n in zip(futures, lengths, strict=True)
@@ -179,7 +191,14 @@ def rows_array(futures, lengths, shape, dtype):
     return da.concatenate(blocks, allow_unknown_chunksizes=True)
 
 
-def rows_of(values, lengths, shape, name):
+def cut(costs, n_blocks):
+    """Return where to cut items into blocks of about equal costs: 0, ..., their number."""
+    bounds, n = np.cumsum(costs + 1.0), len(costs)  # an item costs something at any rate
+    cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], n_blocks + 1)[1:-1], "left") + 1
+    return np.unique(np.concatenate([[0], cuts, [n]]).clip(0, n)).tolist()
+
+
+def rows_of(values, lengths, shape, name, check=check_weights):
     """Return the values of each block of rows: None, a number, an array, a delayed or a future.
 
     Parameters
@@ -189,6 +208,8 @@ def rows_of(values, lengths, shape, name):
         The rows of every block; NaN where it is unknown.
     shape : tuple
     name : str
+    check : callable
+        Returns an array of one dimension, in memory, of so many numbers.
     """
     if is_distributed(values):
         if isinstance(values, da.Array) and not np.isnan([*values.shape, *lengths]).any():
@@ -205,7 +226,7 @@ def rows_of(values, lengths, shape, name):
             f"{name} cannot be cut like X, whose blocks are of unknown lengths: pass a Dask "
             "collection of as many blocks."
         )
-    values = check_weights(values, shape[0], name) if len(shape) == 1 else as_matrix(values, name)
+    values = check(values, shape[0], name) if len(shape) == 1 else as_matrix(values, name)
     values = values.tocsr() if sp.issparse(values) else np.asarray(values)
     _check_shape(values, shape, name)
     stops = np.cumsum(lengths)

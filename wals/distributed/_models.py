@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._fitted import freeze
 from .._recommend import check_n
-from ._blocks import part
+from ._blocks import part, take
 from ._cluster import Cluster, row_blocks, rows_array, rows_of
 
 
@@ -59,18 +59,19 @@ def recommend(model, X, n, exclude_seen, candidates, factors, weights):
 def gather_rows(model):
     """Bring the factors of the rows, and what else there is of each row, from the workers.
 
-    They need 8 k + 16 bytes for each row, or 4 k + 16 in float32. Only then do copies and pickles
-    of a model have its rows, which partial_fit, similar with ``axis=0`` and projections of columns
-    need.
+    They need 8 k + 16 bytes for each row, or 4 k + 16 in float32, and those of a Recommender 8
+    bytes more for each entry. Only then do copies, pickles and files have the rows of a model,
+    which partial_fit, similar with ``axis=0`` and projections of columns need, and the users of a
+    Recommender.
 
     Parameters
     ----------
-    model : WALS
+    model : WALS or Recommender
         Was fitted with a Dask collection; is changed.
 
     Returns
     -------
-    model : WALS
+    model : WALS or Recommender
 
     Examples
     --------
@@ -89,12 +90,42 @@ def gather_rows(model):
     arrays = {name: value for name, value in vars(model).items() if isinstance(value, da.Array)}
     cluster = Cluster() if arrays else None
     found = {
-        name: np.concatenate(cluster.gather(cluster.compute(row_blocks(array))))
+        name: _join(cluster.gather(cluster.compute(row_blocks(array))))
         for name, array in arrays.items()
     }
     vars(model).update(found)
-    freeze(model)
+    if hasattr(model, "estimator_"):
+        gather_rows(model.estimator_)
+        vars(model).pop("_there", None)
+    else:
+        freeze(model)
     return model
+
+
+def without_rows(model):
+    """Return a copy of a WALS to be sent to workers: without what it has of rows."""
+    served = copy.copy(model)
+    for name in ("row_factors_", "row_weights_", "_row_mass", "_skl_callbacks"):
+        vars(served).pop(name, None)
+    return served
+
+
+def take_rows(array, rows):
+    """Return these rows of a dask.array, in this order, in memory."""
+    cluster, blocks, rows = Cluster(), row_blocks(array), np.asarray(rows, dtype=np.int64)
+    stops = np.cumsum(array.chunks[0])
+    owners = np.searchsorted(stops, rows, side="right")
+    touched = np.unique(owners) if rows.size else [0]
+    parts = [
+        cluster.submit(take, block, rows[owners == b] - (stops[b] - array.chunks[0][b]))
+        for block, b in zip(cluster.compute([blocks[b] for b in touched]), touched, strict=True)
+    ]
+    order = np.argsort(owners, kind="stable")
+    return _join(cluster.gather(parts))[np.argsort(order)]
+
+
+def _join(blocks):
+    return sp.vstack(blocks, "csr") if sp.issparse(blocks[0]) else np.concatenate(blocks)
 
 
 def _serve(model, X, axis, are_factors=False):
@@ -107,9 +138,7 @@ def _serve(model, X, axis, are_factors=False):
         lengths = [int(n) if n == n else n for n in X.chunks[0]]
         if X.ndim != 2 or X.shape[1] not in (m, np.nan):
             raise ValueError(f"X has shape {X.shape}, but {m} columns are needed.")
-    served = copy.copy(model)
-    for name in ("row_factors_", "row_weights_", "_row_mass", "_skl_callbacks"):
-        vars(served).pop(name, None)
+    served = without_rows(model)
     try:
         (served,) = Cluster().put([served])
     except ValueError:  # whoever computes it without a cluster has the model, too

@@ -15,7 +15,7 @@ from .._core.passes import NS_PRODUCT, gram, rotate
 from .._core.sweep import Objective, Swept, code_size, eigenbasis, find_axes, fix
 from . import _blocks as tasks
 from ._blocks import Lost
-from ._cluster import Cluster, row_blocks, rows_array, rows_of
+from ._cluster import Cluster, cut, row_blocks, rows_array, rows_of
 
 #: So many blocks of columns at most: the shuffle has a task for each with each block of rows.
 _MOST_COL_BLOCKS = 256
@@ -129,11 +129,7 @@ class Matrix:
             for b, (X, *rest, home) in enumerate(zip(self.checked, R, E, homes, strict=True))
         ]
         self.checked = None
-        bounds = np.cumsum(self.counts + 1.0)  # a column costs something without entries, too
-        n_blocks = min(len(rows), self.shape[1], _MOST_COL_BLOCKS)
-        cuts = np.searchsorted(bounds, np.linspace(0, bounds[-1], n_blocks + 1)[1:-1], "left") + 1
-        cuts = np.unique(np.concatenate([[0], cuts, [self.shape[1]]]).clip(0, self.shape[1]))
-        self.cuts = [int(cut) for cut in cuts]
+        self.cuts = cut(self.counts, min(len(rows), self.shape[1], _MOST_COL_BLOCKS))
         self.blocks = {0: rows, 1: self._shuffle(rows, sorted(set(homes)))}
         self.settle()
 
