@@ -22,12 +22,13 @@ import threading
 import time
 
 import dask
+import distributed
 import numpy as np
 import pandas as pd
 import psutil
 import scipy.sparse as sp
 from dask.delayed import delayed
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, SubprocessCluster
 
 from wals import WALS, Recommender
 from wals.datasets import make_interactions
@@ -169,16 +170,21 @@ def kills(arguments):
 
 
 def scheduler(arguments):
-    with cluster(2) as client:
+    # In a process of its own, with logs that are soon as long as they get.
+    with (
+        dask.config.set({"distributed.admin.low-level-log-length": 1000}),
+        SubprocessCluster(n_workers=2, threads_per_worker=1, silence_logs=logging.CRITICAL) as of,
+        Client(of) as client,
+    ):
         X = client.persist(blocks(arguments))
 
         def look(dask_scheduler):
             return len(dask_scheduler.tasks), psutil.Process().memory_info().rss
 
-        for max_iter in (1, 30):
+        for max_iter in (1, 30, 30, 30):
             model = estimator(arguments, max_iter=max_iter).fit(X)
             tasks, size = client.run_on_scheduler(look)
-            print(f"after {max_iter:2} iterations: {tasks} tasks, {size / 1e6:.0f} MB")
+            print(f"after {max_iter:2} iterations more: {tasks} tasks, {size / 1e6:.0f} MB")
             del model
 
 
@@ -210,7 +216,7 @@ def tables(arguments):
     del frame
     with cluster(2) as client:
         X = client.persist(parts)
-        client.gather(client.map(len, X))
+        distributed.wait(X)
         for _ in range(3):
             before, begun = received(client), time.perf_counter()
             model.fit(X)

@@ -439,9 +439,16 @@ def test_lost_blocks_that_nothing_can_make_again(processes, monkeypatch):
         assert not hasattr(model, "components_")
 
 
-def test_factors_move_between_workers_only(processes):
-    """As often as the model of the traffic says; the scheduler carries none."""
-    X = interactions()
+def test_factors_move_between_workers_only(processes, monkeypatch):
+    """As often as the model of the traffic says; the scheduler carries none, nor Gramians."""
+    X, submit, sizes = interactions(), Cluster.submit, []
+
+    def measured(self, function, *args, **kwargs):
+        parts = [x for arg in args for x in (arg if isinstance(arg, list | tuple) else [arg])]
+        sizes.extend(part.nbytes for part in parts if isinstance(part, np.ndarray))
+        return submit(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(Cluster, "submit", measured)
     params = {"n_components": 64, "solver": "exact", "init": "random", "random_state": 0}
     moved = []
     with processes.as_current():
@@ -451,6 +458,7 @@ def test_factors_move_between_workers_only(processes):
             moved.append(received(processes) - before)
     (n, m), k = X.shape, 64
     assert_allclose(moved[1] - moved[0], 2 * (n + m) * k * 4, rtol=0.2)
+    assert max(sizes) <= 8 * m < 4 * k**2  # the weights of the columns
 
 
 def received(client):

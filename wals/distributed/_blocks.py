@@ -1,6 +1,7 @@
 """What a worker has of a matrix, and the tasks that solve it."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -10,7 +11,7 @@ from .._core.compile import constant, empty_lines
 from .._core.kernels import FACTORS, ZERO, Fixed
 from .._core.parallel import effective_n_threads, parallel_section
 from .._core.passes import NS_PRODUCT, gram, rotate, transpose
-from .._core.sweep import Side, fix
+from .._core.sweep import Axes, Side, fix
 from .._validation import as_csr, check_entry_weights, check_matrix, check_weights
 from ..checkpoint import digest
 
@@ -19,6 +20,23 @@ _FLOATS = [np.float64, np.float32]
 
 class Lost(RuntimeError):
     """What a task needs is gone, with a worker."""
+
+
+class Coordinates(NamedTuple):
+    """The coordinates of a sweep, and the way to them.
+
+    Attributes
+    ----------
+    frame : ndarray of shape (k, k)
+        Those of the loop before, from which ``axes.turn`` leads to those of the sweep.
+    axes : Axes
+    turn : ndarray of shape (k, k) or None
+        For columns: from those in which the factors of rows were left to those of the loop before.
+    """
+
+    frame: np.ndarray
+    axes: Axes
+    turn: np.ndarray | None
 
 
 class Block:
@@ -170,13 +188,12 @@ def about(block):
     return side.least_ridge, side.sum_weights, side.least_data_loss
 
 
-def _sweep(block, stamp, kind, start, frame, axes, fixed, factors=None):
+def _sweep(block, stamp, kind, start, coordinates, fixed, factors=None):
     """Solve the items of a block, from what it keeps or from these factors, and return their side.
 
-    The factors that it keeps are in the coordinates of `block.frame`, and those of the sweep are
-    reached from `frame` by `axes.turn`.
+    The factors that it keeps are in the coordinates of `block.frame`.
     """
-    side = block.side(kind)
+    side, (frame, axes, _) = block.side(kind), coordinates
     with parallel_section(side.n_threads, side.factors.size) as run:
         if factors is not None:
             np.copyto(side.factors, factors)
@@ -214,9 +231,9 @@ def _at(side, fixed):
     return Fixed(*arrays, side.other_weights, fixed.unobserved_weight)
 
 
-def solve(block, axes, fixed):
+def solve(block, coordinates, fixed):
     """Solve the items of a block exactly, and return their factors and what that told."""
-    side = block.side().to_solve_exactly()
+    side, axes = block.side().to_solve_exactly(), coordinates.axes
     swept = side.solve(axes, _at(side, fixed))
     with parallel_section(side.n_threads, NS_PRODUCT * side.factors.size * side.k) as run:
         if fixed.unobserved_weight > 0:
@@ -231,9 +248,10 @@ def turned(block, stamp, turn):
         return rotate(factors, turn, empty_lines(factors.shape, factors.dtype), run)
 
 
-def fix_rows(block, stamp, turn, axes, w0, n_bytes):
+def fix_rows(block, stamp, coordinates, w0, n_bytes):
     """Return the factors of a sweep as what the next one of the other side fixes, in its axes."""
-    basis = turned(block, stamp, (turn @ axes.turn).astype(axes.turn.dtype))
+    axes = coordinates.axes
+    basis = turned(block, stamp, (coordinates.turn @ axes.turn).astype(axes.turn.dtype))
     with parallel_section(effective_n_threads(block.settings[-1]), basis.size) as run:
         return fix(basis, axes, np.empty(0), w0, n_bytes, run)
 

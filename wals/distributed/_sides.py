@@ -14,7 +14,7 @@ from .._core.parallel import effective_n_threads, parallel_section
 from .._core.passes import NS_PRODUCT, gram, rotate
 from .._core.sweep import Objective, Swept, code_size, eigenbasis, find_axes, fix
 from . import _blocks as tasks
-from ._blocks import Lost
+from ._blocks import Coordinates, Lost
 from ._cluster import Cluster, cut, row_blocks, rows_array, rows_of
 
 #: So many blocks of columns at most: the shuffle has a task for each with each block of rows.
@@ -359,7 +359,7 @@ class ClusterRows(ClusterSide):
             fixed = fix(basis, axes, np.empty(0), w0, n_bytes, run)
         if frame is not None:
             frame[:] = frame @ axes.turn
-        self._last = self.start, before, axes, fixed
+        self._last = self.start, Coordinates(before, axes, None), fixed
         return self.again()
 
     def again(self):
@@ -367,18 +367,19 @@ class ClusterRows(ClusterSide):
         attempt = self._solve if self.kind == "exact" else self._sweep
         return self.matrix.repeat(partial(attempt, *self._last))
 
-    def _sweep(self, start, frame, axes, fixed):
+    def _sweep(self, start, coordinates, fixed):
         stamp = uuid.uuid4().hex
         everywhere = self._on_all(tasks.join_fixed, self._spread(fixed))
-        args = stamp, self.kind, start, frame, axes
+        args = stamp, self.kind, start, *self.matrix.cluster.put([coordinates])
         told, squares = zip(*self._results(tasks.sweep_rows, *args, each=[everywhere]), strict=True)
         self.stamp, self.turn, self.square = stamp, np.eye(self.k), sum(squares)
         self.start = FACTORS
         return _sum_swept(told)
 
-    def _solve(self, start, frame, axes, fixed):
+    def _solve(self, start, coordinates, fixed):
         everywhere = self._on_all(tasks.join_fixed, self._spread(fixed))
-        pairs = self._tasks(tasks.solve, axes, each=[everywhere], loosely=True)
+        (coordinates,) = self.matrix.cluster.put([coordinates])
+        pairs = self._tasks(tasks.solve, coordinates, each=[everywhere], loosely=True)
         parts = [self._on_owners(tasks.part, pairs, i) for i in (0, 1)]
         there = self._on_owners(tasks.nothing, parts[0])
         told = self._gather(parts[1] + there)[: len(pairs)]
@@ -392,13 +393,14 @@ class ClusterRows(ClusterSide):
             for future, owner in zip(futures, owners, strict=True)
         ]
 
-    def fixed(self, axes, w0, n_bytes):
+    def fixed(self, coordinates, w0, n_bytes):
         """Return the futures of the factors in the axes of a sweep of columns."""
-        return self._tasks(tasks.fix_rows, self.stamp, self.turn, axes, w0, n_bytes)
+        return self._tasks(tasks.fix_rows, self.stamp, coordinates, w0, n_bytes)
 
     def turned(self):
         """Return the futures of the factors in the coordinates of the loop."""
-        return self._tasks(tasks.turned, self.stamp, self.turn.astype(self.matrix.dtype))
+        (turn,) = self.matrix.cluster.put([self.turn.astype(self.matrix.dtype)])
+        return self._tasks(tasks.turned, self.stamp, turn)
 
     def _data_losses(self, V):
         everywhere = self._on_all(tasks.join, self._spread(V))
@@ -450,13 +452,15 @@ class ClusterCols(ClusterSide):
         w0, n_fixed = self.objective.unobserved_weight, self.matrix.shape[0] * self.k
         axes = self._axes(rows.gramian())
         n_bytes = code_size(n_fixed, self.exact, rough)
-        everywhere = self._on_all(tasks.join_fixed, rows.fixed(axes, w0, n_bytes))
+        # As data: in the tasks, the scheduler would have k x k numbers for each block.
+        (coordinates,) = self.matrix.cluster.put([Coordinates(frame.copy(), axes, rows.turn)])
+        everywhere = self._on_all(tasks.join_fixed, rows.fixed(coordinates, w0, n_bytes))
         each = [everywhere]
         if self.start == FACTORS and not self.exact:
             factors = [self.factors[place] for place in self._slices()]
             each.append(self.matrix.cluster.put(factors, self.matrix.owners[1]))
         stamp = uuid.uuid4().hex
-        args = stamp, self.kind, self.start, frame, axes
+        args = stamp, self.kind, self.start, coordinates
         told, factors = zip(*self._results(tasks.sweep_cols, *args, each=each), strict=True)
         self.stamp = stamp
         return axes, told, factors
