@@ -9,9 +9,9 @@ Factors of rows move from worker to worker alone; those of columns pass the clie
 iteration. With the latter a fit goes on when a worker is lost: its blocks are made again where
 there is room, and the sweep is repeated; one of columns, after that of rows before it.
 
-What a sweep leaves on a block, the factors of rows and dual coefficients, is kept with the block in
-the memory of its worker, and neither moved nor saved. A block that was made again lacks it: it
-starts from 0, and a task that needs its factors says that they are `Lost`.
+What a sweep leaves on a block, the factors of rows and dual coefficients, is kept with the block on
+its worker, also on its disk, where Dask puts what memory has no room for. A block that was made
+again lacks it: it starts from 0, and a task that needs its factors says that they are `Lost`.
 """
 
 from ._models import gather_rows

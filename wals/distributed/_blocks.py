@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from dask.sizeof import sizeof
 
 from .._core.compile import constant, empty_lines
-from .._core.kernels import FACTORS, ZERO, Fixed
+from .._core.kernels import FACTORS, ZERO, Duals, Fixed
 from .._core.parallel import effective_n_threads, parallel_section
 from .._core.passes import NS_PRODUCT, gram, rotate, transpose
 from .._core.sweep import Axes, Side, fix
@@ -39,6 +39,29 @@ class Coordinates(NamedTuple):
     turn: np.ndarray | None
 
 
+class Kept(NamedTuple):
+    """What the last sweep of a block has left of it.
+
+    Attributes
+    ----------
+    stamp : str
+        Of this sweep.
+    kind : str
+        See `Block.side`.
+    frame : ndarray of shape (k, k)
+        The coordinates of the factors.
+    start, factors, duals
+        See `wals._core.sweep.Side`.
+    """
+
+    stamp: str
+    kind: str
+    frame: np.ndarray
+    start: int
+    factors: np.ndarray
+    duals: Duals
+
+
 class Block:
     """Some rows, or columns, on a worker: their entries, and what sweeps keep of them.
 
@@ -50,23 +73,22 @@ class Block:
     weights, other_weights : ndarray of shape (n,) and (m,)
     settings : tuple
         The objective, the number of components, the solver and `n_jobs`.
+
+    Attributes
+    ----------
+    kept : Kept or None
+        None before the first sweep, and while one runs.
     """
 
     def __init__(self, X, entry_weights, weights, other_weights, settings):
         self.X, self.entry_weights = X, entry_weights
         self.weights, self.other_weights, self.settings = weights, other_weights, settings
-        self._forget()
-
-    def _forget(self):
-        self.sides, self.stamp, self.frame = {}, None, None
+        self.sides, self.kept = {}, None
 
     def __getstate__(self):
-        kept = ("X", "entry_weights", "weights", "other_weights", "settings")
-        return {name: getattr(self, name) for name in kept}
-
-    def __setstate__(self, state):
-        vars(self).update(state)
-        self._forget()
+        # Where memory is short, Dask writes blocks to disk or moves them, even while they are
+        # swept: what it then has is an old block, from which the sweep is repeated.
+        return vars(self) | {"sides": {}}
 
     def __sizeof__(self):
         X, k, E = self.X, self.settings[1], self.entry_weights
@@ -88,13 +110,22 @@ class Block:
                 self.sides[kind] = (
                     fit.to_solve_equally() if kind == "equal" else fit.to_solve_exactly()
                 )
-            return self.sides[kind]
+            side, kept = self.sides[kind], self.kept
+            if kept is not None and kept.kind == kind and kept.factors is not side.factors:
+                side.keep(kept.start, kept.duals._asdict() | {"factors": kept.factors})
+                self.keep(kept.stamp, kind, kept.frame)
+            return side
+
+    def keep(self, stamp, kind, frame):
+        """Note what a sweep has left."""
+        side = self.sides[kind]
+        self.kept = Kept(stamp, kind, frame, side.start, side.factors, side.duals)
 
     def swept(self, stamp):
         """Return the side of the sweep with this stamp."""
-        if self.stamp is None or self.stamp[0] != stamp:
+        if self.kept is None or self.kept.stamp != stamp:
             raise Lost("the factors of a block of rows")
-        return self.sides[self.stamp[1]]
+        return self.side(self.kept.kind)
 
 
 @sizeof.register(sp.csr_array)
@@ -191,21 +222,21 @@ def about(block):
 def _sweep(block, stamp, kind, start, coordinates, fixed, factors=None):
     """Solve the items of a block, from what it keeps or from these factors, and return their side.
 
-    The factors that it keeps are in the coordinates of `block.frame`.
+    The factors that it keeps are in the coordinates of `block.kept.frame`.
     """
     side, (frame, axes, _) = block.side(kind), coordinates
     with parallel_section(side.n_threads, side.factors.size) as run:
         if factors is not None:
             np.copyto(side.factors, factors)
             side.start = start
-        elif start == ZERO:
+        elif start == ZERO or block.kept is None:
             side.start = ZERO
-        elif side.start == FACTORS and not side.plan.exact and block.frame is not None:
-            turn = (block.frame.T @ frame).astype(side.factors.dtype)
+        elif side.start == FACTORS and not side.plan.exact:
+            turn = (block.kept.frame.T @ frame).astype(side.factors.dtype)
             rotate(side.factors, turn, side.factors, run)
-        block.stamp = None
+        block.kept = None
         swept = side.solve(axes, _at(side, fixed))
-        block.stamp, block.frame = (stamp, kind), frame @ axes.turn
+        block.keep(stamp, kind, frame @ axes.turn)
     return side, swept
 
 

@@ -21,8 +21,8 @@ from ._blocks import Lost, add, join, part, same
 PREFIX = "wals-"
 #: Dask warns of tasks that hold ten times as many bytes.
 _PART = 2**20
-#: Seconds between looks whether workers are still there.
-_LOOK = 1.0
+#: Seconds between looks whether workers are still there, and to wait for those that are paused.
+_LOOK, _PAUSED = 1.0, 120.0
 #: What a client is told when a worker is lost.
 _GONE = (CancelledError, CommClosedError, TimeoutError)
 
@@ -128,10 +128,20 @@ class Cluster:
             self.client.gather(futures, direct=True, asynchronous=True)
         )
         try:
+            looks = 0  # since anything was processed
             while not (await asyncio.wait([gathering], timeout=_LOOK))[0]:
-                missing = needed - set(await self.client.scheduler.ncores(workers=None))
-                if missing:
+                workers = (await self.client.scheduler.identity())["workers"]
+                if missing := needed - workers.keys():
                     raise Lost(f"the worker {', '.join(sorted(missing))}")
+                paused = {w for w, about in workers.items() if about["status"] == "paused"}
+                processing = await self.client.scheduler.processing(workers=None) if paused else {}
+                running = any(keys and w not in paused for w, keys in processing.items())
+                looks = looks + 1 if paused and not running else 0
+                if looks * _LOOK >= _PAUSED:
+                    raise RuntimeError(
+                        f"Workers are paused, as Dask pauses those whose memory is nearly full: "
+                        f"{', '.join(sorted(paused))}. Give them more memory, or add workers."
+                    )
             return gathering.result()
         finally:
             gathering.cancel()

@@ -181,8 +181,9 @@ class Matrix:
             except Lost as error:
                 lost = error
         raise RuntimeError(
-            f"A sweep was given up after {_REPEATS} attempts, in which workers were lost: the last "
-            f"one lacked {lost}. Their logs tell why; give them more memory, or add workers."
+            f"A sweep was given up after {_REPEATS} attempts, in which workers, or what they kept, "
+            f"were lost: the last one lacked {lost}. The logs of the workers tell why. Most often "
+            "it is too little memory: give them more, or add workers."
         ) from lost
 
     def recover(self):
