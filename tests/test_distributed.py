@@ -104,12 +104,12 @@ def case():
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_exact_fit_is_that_of_memory(client, objective, dtype, tol):
     case = Case(60, 25, 4, 3, **objective)
-    local = case.fit(dtype, max_iter=3)
+    local = case.fit(dtype, max_iter=2)
     X, E = case.X.astype(dtype), case.weights["entry_weights"]
-    model = WALS(**case.params | {"max_iter": 3}).fit(
-        cut(X, UNEQUAL),
+    model = WALS(**case.params | {"max_iter": 2}).fit(
+        cut(X, (0, 43, 17)),
         row_weights=as_dask(case.weights["row_weights"], (30, 30)),
-        entry_weights=as_dask(E, (20, 20, 20)),
+        entry_weights=as_dask(E, (20, 40)),
     )
     assert_equal_fits(model, local, tol)
 
@@ -143,7 +143,7 @@ def test_tensorflow(client, name):
     assert_equal_fits(model, run.fits[-1], 1e-9)
 
 
-@pytest.mark.parametrize("lengths", [(60,), (1,) * 60, (0,) + (1, 0) * 60, (5,) * 12])
+@pytest.mark.parametrize("lengths", [(60,), (0,) + (1, 0) * 60, (5,) * 12])
 def test_any_blocks(client, case, lengths):
     model = WALS(**case.params | {"max_iter": 2}).fit(as_dask(case.X, lengths), **case.weights)
     assert_equal_fits(model, case.fit(max_iter=2), 1e-9)

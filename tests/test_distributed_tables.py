@@ -64,7 +64,7 @@ def make_ratings(**params):
     return make(estimator=estimator, biases=True, aggregate="mean", **params)
 
 
-def cut(frame, n=12):
+def cut(frame, n=3):
     """Return partitions, one of which is empty."""
     frame = dd.from_pandas(frame, npartitions=n, sort=False)
     return dd.concat([frame, frame.partitions[[0]].query("stars > 9")])
@@ -87,7 +87,7 @@ def assert_same(model, expected):
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "max", "last", "count"])
 def test_fit_is_that_of_memory(client, frame, aggregate):
-    model, expected = make(aggregate=aggregate).fit(cut(frame)), make(aggregate=aggregate)
+    model, expected = make(aggregate=aggregate).fit(cut(frame, 9)), make(aggregate=aggregate)
     assert_same(model, expected.fit(frame))
     assert model.feature_names_in_.tolist() == list(frame.columns)
     assert model.n_features_in_ == 4
@@ -125,7 +125,7 @@ def test_answers_are_those_of_memory(client, frame):
 
 def test_biases_weights_and_targets(client, frame):
     weights, y = np.random.default_rng(3).random(len(frame)), frame["stars"] - 6
-    ddf = cut(frame, 3)
+    ddf = cut(frame)
     lengths = tuple(len(part.compute()) for part in ddf.to_delayed())
     given = da.from_array(weights, chunks=(lengths,))
     params = {"row_weights": power_law(-0.5)}
@@ -165,7 +165,7 @@ def test_ids_of_all_kinds(client, frame, ids):
         for user, item, stars in frame[["who", "what", "stars"]].itertuples(index=False)
     ]
     expected = make(user=0, item=1, value=2, time=3).fit(rows)
-    parts = [delayed(rows[start : start + 100], traverse=False) for start in range(0, 900, 100)]
+    parts = [delayed(rows[start : start + 300], traverse=False) for start in range(0, 900, 300)]
     assert_same(make(user=0, item=1, value=2, time=3).fit(parts), expected)
 
 
@@ -182,7 +182,7 @@ def test_joining_ids(n_parts):
 
 def test_categories_that_differ_by_partition(client, frame):
     frame = frame.astype({"who": "category"})
-    parts = [frame[i : i + 90] for i in range(0, 900, 90)]
+    parts = [frame[i : i + 300] for i in range(0, 900, 300)]
     parts = [part.assign(who=part["who"].cat.remove_unused_categories()) for part in parts]
     model = make().fit([delayed(part) for part in parts])
     assert_same(model, make().fit(frame))
@@ -203,7 +203,7 @@ def test_tables_of_other_libraries(client, frame):
 
 def test_an_array_of_ids(client, frame):
     pairs = frame[["who", "what"]].to_numpy()
-    array = da.from_array(pairs, chunks=(100, -1))
+    array = da.from_array(pairs, chunks=(300, -1))
     params = {"user": 0, "item": 1, "value": None, "time": None}
     assert_same(make(**params).fit(array), make(**params).fit(pairs))
 
@@ -236,7 +236,7 @@ def test_copies_leave_the_cluster(client, frame, make_one, tmp_path):
         assert_allclose(other.predict(pairs), expected.predict(pairs), rtol=1e-3)
 
 
-@pytest.mark.parametrize("step", ["_cuts", "_shuffle", "without_biases"])
+@pytest.mark.parametrize("step", ["_shuffle", "without_biases"])
 def test_a_killed_worker(frame, monkeypatch, step):
     original = getattr(ClusterInteractions, step)
 
@@ -247,7 +247,7 @@ def test_a_killed_worker(frame, monkeypatch, step):
 
     monkeypatch.setattr(ClusterInteractions, step, kill)
     with start(2, processes=True) as cluster, Client(cluster):
-        model = make_ratings().fit(cut(frame, 4))
+        model = make_ratings().fit(cut(frame))
         assert_same(model, make_ratings().fit(frame))
 
 
