@@ -161,8 +161,9 @@ def call(rows, method, *args):
     return getattr(rows, method)(*args)
 
 
-def table_of(served, n, exclude_seen, candidates, none, ids, entries, factors, biases):
+def table_of(request, ids, entries, factors, biases):
     """Return what is recommended to a block of users; `none`, if that is nothing."""
+    served, n, exclude_seen, candidates, none = request
     biases = np.zeros(len(ids)) if biases is None else biases
     anything = np.ones(len(ids), dtype=bool)
     table = served._answer(n, exclude_seen, candidates, ids, entries, factors, biases, anything)
@@ -194,8 +195,6 @@ class ClusterInteractions:
             is_frame = hasattr(X, "columns") and hasattr(X, "npartitions")
             self.lengths = np.diff(cuts).tolist()
             self.there = There(ids, None, is_frame, None, None)
-            if recommender.row_weights is not None:
-                self.there = self.there._replace(counts=self.counts())
         except Lost as error:
             raise RuntimeError(f"Partitions of X are lost with their worker: {error}") from error
 
@@ -257,7 +256,8 @@ class ClusterInteractions:
         """Return where to cut the users into blocks of about equal work."""
         n = len(self.users)
         edges = np.linspace(0, n, min(n, _RANGES) + 1).astype(np.int64)
-        costs = [self._submit(count_users, *both, edges) for both in zip(parts, users, strict=True)]
+        held = self.cluster.hold(edges)
+        costs = [self._submit(count_users, *both, held) for both in zip(parts, users, strict=True)]
         costs = self.cluster.gather([self.cluster.add(costs)])[0] + np.diff(edges)
         return edges[cut(costs, min(len(parts), n, _MOST_BLOCKS))].tolist()
 
@@ -284,7 +284,9 @@ class ClusterInteractions:
 
     def counts(self):
         """Return the number of items of each user."""
-        return np.concatenate(self._gather(counts_of, self.matrix))
+        counts = np.concatenate(self._gather(counts_of, self.matrix))
+        self.there = self.there._replace(counts=counts)
+        return counts
 
     def without_biases(self):
         """Return mean and biases, and what they leave of the matrix, in blocks of users."""
@@ -316,7 +318,6 @@ def recommend_to_all(recommender, n, exclude_seen, candidates):
     for name in ("users_", "user_biases_", "interactions_", "_there", "_places"):
         vars(served).pop(name, None)
     served.estimator_ = without_rows(recommender.estimator_)
-    (served,) = Cluster().put([served])
     of_users = [
         there.ids,
         row_blocks(recommender.interactions_),
@@ -327,11 +328,9 @@ def recommend_to_all(recommender, n, exclude_seen, candidates):
     if there.is_frame:
         zero = np.zeros(1, dtype=np.int64)
         none = recommender._table(recommender.users_[:1], zero, np.zeros(1), zero).iloc[:0]
+    (request,) = Cluster().put([(served, n, exclude_seen, candidates, none)])
     task = delayed(table_of, pure=False)
-    tables = [
-        task(served, n, exclude_seen, candidates, none, *each)
-        for each in zip(*of_users, strict=True)
-    ]
+    tables = [task(request, *each) for each in zip(*of_users, strict=True)]
     if not there.is_frame:
         return tables
     import dask.dataframe as dd  # with which fit got one
