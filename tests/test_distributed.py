@@ -247,6 +247,8 @@ def test_using_a_fit(client, case):
     found = model.recommend(X, n=3, weights=R)
     assert_array_equal(found[0].compute(), ranked)
     assert_allclose(found[1].compute(), scores, atol=1e-9)
+    found = model.recommend(cut(case.X, UNEQUAL), n=3, weights=cut(R, UNEQUAL))
+    assert_array_equal(found[0].compute(), ranked)
     found = model.recommend(None, n=3, factors=model.row_factors_, candidates=[1, 5, 7])
     expected = local.recommend(None, n=3, factors=local.row_factors_, candidates=[1, 5, 7])
     assert_array_equal(found[0].compute(), expected[0])
@@ -368,6 +370,23 @@ def test_nothing_is_left_behind(client):
             return
         time.sleep(0.1)
     raise AssertionError(client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.tasks)))
+
+
+def test_a_fit_in_a_task(client, case):
+    """It leaves its thread to the tasks that it waits for."""
+
+    params, X, weights = case.params | {"max_iter": 2}, case.X, case.weights
+
+    def fit():
+        return WALS(**params).fit(as_dask(X, (30, 30)), **weights).loss_
+
+    with start(1, processes=True) as cluster, Client(cluster) as other:
+        assert other.submit(fit).result(timeout=60) == fit()
+        search = GridSearchCV(WALS(max_iter=2, random_state=0), {"n_components": [2, 3]}, cv=2)
+        scores = search.fit(as_dask(X, (30, 30))).cv_results_["mean_test_score"]
+        with joblib.parallel_config(backend="dask"):
+            found = search.fit(as_dask(X, (30, 30))).cv_results_["mean_test_score"]
+        assert_allclose(found, scores, rtol=1e-12)
 
 
 def test_search_on_the_cluster(client):

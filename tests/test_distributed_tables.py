@@ -201,6 +201,33 @@ def test_tables_of_other_libraries(client, frame):
     assert isinstance(model.recommend(["u1"]), pl.DataFrame)
 
 
+def test_files_and_a_column_of_them(client, frame, tmp_path):
+    """Of which Dask would make fewer partitions."""
+    for i in range(6):
+        frame[150 * i : 150 * (i + 1)].to_parquet(tmp_path / f"{i}.parquet")
+    ddf = dd.read_parquet(tmp_path)
+    model = make().fit(ddf, ddf["stars"] * 2, sample_weight=ddf["stars"])
+    assert_same(model, make().fit(frame, frame["stars"] * 2, sample_weight=frame["stars"]))
+
+
+def test_partitions_with_columns_in_another_order(client, frame):
+    parts = [delayed(frame[:500]), delayed(frame[500:][["when", "what", "who", "stars"]])]
+    assert_same(make().fit(parts), make().fit(frame))
+    with pytest.raises(ValueError, match="different columns"):
+        make(user=0).fit(parts)
+
+
+def test_what_a_closed_client_leaves(frame):
+    with start(1) as cluster:
+        with Client(cluster):
+            model = make().fit(cut(frame))
+        assert len(model.similar([3], n=2)) == 2
+        with Client(cluster):
+            for call in (gather_rows, lambda model: model.recommend(["u1"])):
+                with pytest.raises(RuntimeError, match="no longer on this cluster"):
+                    call(model)
+
+
 def test_an_array_of_ids(client, frame):
     pairs = frame[["who", "what"]].to_numpy()
     array = da.from_array(pairs, chunks=(300, -1))
@@ -228,6 +255,8 @@ def test_copies_leave_the_cluster(client, frame, make_one, tmp_path):
     with pytest.raises(ValueError, match="gather_rows"):
         model.save(tmp_path / "model.wals")
     assert not (tmp_path / "model.wals").exists()
+    with pytest.raises(ValueError, match="it is a copy"):
+        gather_rows(pickle.loads(pickle.dumps(model)))
     assert gather_rows(model) is model
     model.save(tmp_path / "model.wals")
     for other in (model, load(tmp_path / "model.wals"), pickle.loads(pickle.dumps(model))):
@@ -275,6 +304,8 @@ def test_bad_tables(client, frame, change, params, message):
 
 def test_bad_arguments(client, frame):
     ddf = cut(frame)
+    with pytest.raises(ValueError, match=r"^user='whom': X has the columns 'who'"):
+        make(user="whom").fit(ddf)
     with pytest.raises(ValueError, match="no interactions"):
         make().fit(ddf.query("stars > 9"))
     with pytest.raises(ValueError, match="different columns"):
@@ -299,3 +330,6 @@ def test_bad_arguments(client, frame):
     for call in (model.predict, model.score, lambda X: model.recommend(interactions=X)):
         with pytest.raises(ValueError, match=r"compute\(\)"):
             call(ddf)
+    for call in (model.recommend, model.similar):
+        with pytest.raises(ValueError, match=r"compute\(\)"):
+            call(ddf["what"])

@@ -35,10 +35,15 @@ class FittedSide(NamedTuple):
 
 def check_home(model, name):
     """Raise an error unless an attribute of a fitted model, with a row for each of its, is here."""
-    if is_distributed(vars(model).get(name)) or name not in vars(model):
+    if name not in vars(model):
         raise ValueError(
-            "What the model has of its rows is on a cluster, or was left there: call "
-            "wals.distributed.gather_rows(model) first, on the model that was fitted."
+            "What the model has of its rows was left on a cluster: it is a copy. Call "
+            "wals.distributed.gather_rows on the model that was fitted, before it is copied."
+        )
+    if is_distributed(vars(model)[name]):
+        raise ValueError(
+            "What the model has of its rows is on a cluster: call "
+            "wals.distributed.gather_rows(model) first."
         )
 
 

@@ -113,6 +113,8 @@ def numbers(column, name, n):
 
 def as_list(ids, name):
     """Return ids that are asked for as a list of Python objects."""
+    if is_distributed(ids):
+        raise ValueError(f"{name} is a Dask collection: pass {name}.compute().")
     if isinstance(ids, str | bytes) or not hasattr(ids, "__iter__"):
         raise ValueError(f"{name} must be a sequence of ids, got {ids!r}.")
     ids = nw.from_native(ids, series_only=True, pass_through=True)

@@ -44,6 +44,7 @@ def check_matrix(
         return as_csr(X)
     if stored and isinstance(X, StoredMatrix):
         return _check_stored(X, dtype, estimator, reset, name)
+    refuse_distributed(X, name)
     X = _converted(as_matrix(X, name), dtype)
     options = {"accept_sparse": True, "dtype": dtype} | options
     try:
@@ -92,6 +93,12 @@ def is_distributed(X):
     """
     parts = [X, *X] if isinstance(X, list | tuple) else [X]
     return any(type(part).__module__.startswith(("dask.", "distributed.")) for part in parts)
+
+
+def refuse_distributed(X, name):
+    """Raise an error if X is a Dask collection."""
+    if is_distributed(X):
+        raise TypeError(f"{name} is a Dask collection, and needed in memory: pass {name}.compute()")
 
 
 def as_matrix(X, name):

@@ -49,6 +49,7 @@ from ._validation import (
     check_numbers,
     check_weights,
     is_distributed,
+    refuse_distributed,
 )
 from ._vectors import item_vectors
 from .checkpoint import Checkpoints, make_key
@@ -489,7 +490,8 @@ class WALS(
             If the fit needs more memory than this process may use, before it begins.
 
         RuntimeError
-            If workers of a cluster are lost again and again, or with what cannot be made again.
+            If workers of a cluster are lost again and again, or with what cannot be made again, or
+            have no memory left. Without a client, a Dask collection is a ValueError.
         """
         with _unchanged_on_error(self):
             self._fit(X, y, row_weights, entry_weights)
@@ -655,6 +657,7 @@ class WALS(
     @_fit_context(prefer_skip_nested_validation=True)
     def _partial_fit(self, X, indices, axis, weights):
         check_axis(axis)
+        refuse_distributed(X, "X")
         X = as_matrix(X, "X")  # a batch is in memory
         if not self.__sklearn_is_fitted__():
             self._begin(X, axis)
@@ -814,7 +817,7 @@ class WALS(
         ['Office Free Stuff', 'Knowledge Base', 'promo']
         """
         call = recommend
-        if is_distributed([X, factors]):
+        if is_distributed(X) or is_distributed(factors):
             from .distributed._models import recommend as call
         return call(self, X, n, exclude_seen, candidates, factors, weights)
 

@@ -102,7 +102,9 @@ class Recommender(SaveMixin, BaseEstimator):
     With the ``dask`` extra, `fit` also takes a Dask data frame, or array, or a list of delayed or
     futures of tables, and the workers of the active ``distributed.Client`` encode the ids, gather
     the interactions and fit. The ids come to the client, and so does what is asked of some users;
-    `recommend` for all is a Dask data frame, or for other tables a list of delayed.
+    `recommend` for all is a Dask data frame, or for other tables a list of delayed. Other methods
+    take tables in memory. Users are there as long as that client is open, or else until
+    `wals.distributed.gather_rows` brings them home.
 
     Ids may be of any type that can be hashed, and must not be missing. Categories are compared as
     what they stand for, lists as tuples. The model does not depend on the order of the rows, but
@@ -213,7 +215,7 @@ class Recommender(SaveMixin, BaseEstimator):
         ----------
         X : table with the columns `user`, `item`, `value` and `time`
             A row for each interaction. If it is a Dask data frame, `y` and `sample_weight` may be
-            series with the same partitions.
+            series with as many partitions; whatever they are, they go by position.
 
         y : array-like of shape (n_rows,), default=None
             The values, in place of the column `value`.
@@ -231,7 +233,11 @@ class Recommender(SaveMixin, BaseEstimator):
         ------
         ValueError
             If a column or an id is missing, the table is empty, a value is not finite, a weight is
-            negative, or the parameters are none of the above or do not agree.
+            negative, or the parameters are none of the above or do not agree; or if a Dask
+            collection comes without a client.
+
+        RuntimeError
+            As `wals.WALS.fit`, on a cluster.
         """
         estimator = self._default() if self.estimator is None else clone(self.estimator)
         estimator._validate_params()

@@ -12,8 +12,9 @@ from dask.core import flatten
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
 from dask.utils import ensure_dict
-from distributed import Future, KilledWorker, get_client
+from distributed import Future, KilledWorker, get_client, secede
 from distributed.comm import CommClosedError
+from distributed.threadpoolexecutor import thread_state
 
 from .._validation import as_matrix, check_weights, is_distributed
 from ._blocks import Lost, add, join, part, same
@@ -40,6 +41,8 @@ class Cluster:
             ) from None
         if self.client.asynchronous:
             raise ValueError("The distributed.Client is asynchronous: one that waits is needed.")
+        if getattr(thread_state, "proceed", False):
+            secede()  # a task of a worker, which waits for other tasks, leaves its thread to them
 
     def submit(self, function, *args, on=None, loosely=False):
         """Return the future of a task, on this worker alone, or `loosely` there."""
@@ -160,7 +163,8 @@ def row_blocks(X, name="X"):
     if not isinstance(X, da.Array):
         raise TypeError(
             f"{name} is of type {type(X).__name__}: pass a dask.array, as by "
-            f"{name}.to_dask_array(lengths=True), or a list of delayed or futures of its rows."
+            f"{name}.to_dask_array(lengths=True), or a list of delayed or futures of its rows. "
+            "Tables of ids are for wals.Recommender."
         )
     if X.ndim == 2 and X.numblocks[1] > 1:
         X = X.rechunk({1: -1}, method="tasks")

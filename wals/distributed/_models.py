@@ -8,9 +8,9 @@ import scipy.sparse as sp
 from dask.delayed import delayed
 from sklearn.utils.validation import check_is_fitted
 
-from .._fitted import freeze
+from .._fitted import check_home, freeze
 from .._recommend import check_n
-from ._blocks import part, take
+from ._blocks import Lost, part, take
 from ._cluster import Cluster, row_blocks, rows_array, rows_of
 
 
@@ -73,6 +73,14 @@ def gather_rows(model):
     -------
     model : WALS or Recommender
 
+    Raises
+    ------
+    ValueError
+        If the model is a copy that has left the cluster without its rows.
+
+    RuntimeError
+        If its rows are lost, as with the client that was active in the fit.
+
     Examples
     --------
     >>> import dask.array as da
@@ -87,11 +95,14 @@ def gather_rows(model):
     >>> model.row_factors_.shape
     (32711, 8)
     """
+    check_is_fitted(model)
+    name = "interactions_" if hasattr(model, "estimator_") else "row_factors_"
+    if name not in vars(model):
+        check_home(model, name)
     arrays = {name: value for name, value in vars(model).items() if isinstance(value, da.Array)}
     cluster = Cluster() if arrays else None
     found = {
-        name: _join(cluster.gather(cluster.compute(row_blocks(array))))
-        for name, array in arrays.items()
+        name: _bring(cluster, cluster.compute(row_blocks(array))) for name, array in arrays.items()
     }
     vars(model).update(found)
     if hasattr(model, "estimator_"):
@@ -121,10 +132,19 @@ def take_rows(array, rows):
         for block, b in zip(cluster.compute([blocks[b] for b in touched]), touched, strict=True)
     ]
     order = np.argsort(owners, kind="stable")
-    return _join(cluster.gather(parts))[np.argsort(order)]
+    return _bring(cluster, parts)[np.argsort(order)]
 
 
-def _join(blocks):
+def _bring(cluster, futures):
+    """Return blocks of rows of a model as one, in memory."""
+    try:
+        blocks = cluster.gather(futures)
+    except Lost as error:
+        raise RuntimeError(
+            "What the model has of its rows is no longer on this cluster: its client was closed, "
+            "or too many workers were lost. Fit again, and call wals.distributed.gather_rows(model)"
+            " while that client is open."
+        ) from error
     return sp.vstack(blocks, "csr") if sp.issparse(blocks[0]) else np.concatenate(blocks)
 
 

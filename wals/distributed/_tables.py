@@ -22,7 +22,7 @@ from .._tables import Table, numbers
 from .._validation import is_distributed
 from ..recommender import check_sample_weight
 from ._blocks import Lost, named
-from ._cluster import Cluster, cut, row_blocks, rows_array, rows_of
+from ._cluster import PREFIX, Cluster, cut, row_blocks, rows_array, rows_of
 from ._models import without_rows
 
 #: So many blocks of users at most: the shuffle has a task for each with each partition.
@@ -192,9 +192,8 @@ class ClusterInteractions:
             cuts = self._cuts(parts, users)
             self.matrix, self.weights = self._shuffle(parts, users, items, cuts, recommender)
             ids = [self._submit(slice_of, ids, *ends) for ends in pairwise(cuts)]
-            is_frame = hasattr(X, "columns") and hasattr(X, "npartitions")
             self.lengths = np.diff(cuts).tolist()
-            self.there = There(ids, None, is_frame, None, None)
+            self.there = There(ids, None, _is_frame(X), None, None)
         except Lost as error:
             raise RuntimeError(f"Partitions of X are lost with their worker: {error}") from error
 
@@ -206,25 +205,35 @@ class ClusterInteractions:
 
     def _read(self, recommender, X, y, sample_weight):
         """Return the futures of partitions."""
-        given, columns = self.cluster.compute(row_blocks(_partitions(X))), []
-        lengths = [0] * len(given)
-        if y is not None or sample_weight is not None:
-            lengths = self._gather(n_rows, given)
+        reader = clone(recommender).set_params(estimator=None, row_weights=None)
+        if _is_frame(X):  # tells of wrong columns before anything is read
+            _read(X._meta, reader, None if y is None else [], None)
+        alone = y is None and sample_weight is None
+        given, columns = self.cluster.compute(row_blocks(_partitions(X, alone))), []
+        lengths = [0] * len(given) if alone else self._gather(n_rows, given)
         for column, name in ((y, "y"), (sample_weight, "sample_weight")):
             shape = (sum(lengths),)
             column = rows_of(_partitions(column), lengths, shape, name, check=_check_numbers)
             columns.append(self.cluster.place(column))
-        reader = clone(recommender).set_params(estimator=None, row_weights=None)
         parts = [
             self._submit(read, block, b, reader, *rest)
             for b, (block, *rest) in enumerate(zip(given, *columns, strict=True))
         ]
-        told = [about for about in self._gather(about, parts) if about.n]
+        try:
+            told = [about for about in self._gather(about, parts) if about.n]
+        except ValueError:
+            ours = [each for each in given if str(each.key).startswith(PREFIX)]
+            self.cluster.client.cancel(parts + ours)  # which read on otherwise
+            raise
         if not told:
             raise ValueError("X has no interactions: found 0 sample(s), and 1 is needed.")
         self.names, self.n_columns, self.library = told[0][:3]
+        columns = recommender.user, recommender.item, recommender.value, recommender.time
+        by_name = not any(isinstance(column, int) for column in columns)
         for other in told:
-            if other[:2] != told[0][:2]:
+            # In another order where all of them are given by name.
+            same = other[:2] == told[0][:2]
+            if not (same or (by_name and set(other.names) == set(self.names))):
                 raise ValueError(
                     f"Partitions of X have different columns: {self.names or self.n_columns} and "
                     f"{other.names or other.n_columns}."
@@ -338,10 +347,17 @@ def recommend_to_all(recommender, n, exclude_seen, candidates):
     return dd.from_delayed(tables, meta=none, verify_meta=False)
 
 
-def _partitions(X):
-    """Return the partitions of a data frame, or of a column of one, as delayed."""
-    is_frame = is_distributed(X) and not isinstance(X, list | tuple | da.Array | Delayed | Future)
-    return X.to_delayed() if is_frame else X
+def _is_frame(X):
+    """Return whether X is a Dask data frame."""
+    return hasattr(X, "columns") and hasattr(X, "to_delayed")
+
+
+def _partitions(X, alone=False):
+    """Return the partitions of a data frame, a column or a bag as delayed."""
+    if not is_distributed(X) or isinstance(X, list | tuple | da.Array | Delayed | Future):
+        return X
+    # Of files that are read, Dask makes fewer partitions for a column than for all.
+    return X.to_delayed(optimize_graph=alone)
 
 
 def _check_numbers(values, n, name):
