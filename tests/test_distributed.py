@@ -458,6 +458,11 @@ def test_paused_workers(client, monkeypatch):
         with pytest.raises(RuntimeError, match="paused, as Dask pauses those whose memory"):
             WALS(4, max_iter=1).fit(X)
         paused.run(pause, "running")
+        task = paused.submit(time.sleep, 6)
+        time.sleep(0.5)
+        paused.run(pause, "paused")  # and goes on with what has begun
+        Cluster().gather([task])
+        paused.run(pause, "running")
         assert WALS(4, max_iter=1).fit(X).n_iter_ == 1
 
 

@@ -2,9 +2,11 @@
 
 import copy
 import datetime
+import gc
 import os
 import pickle
 import signal
+import time
 import uuid
 
 import dask.array as da
@@ -21,7 +23,8 @@ from test_distributed import start
 
 from wals import WALS, Recommender, load
 from wals.distributed import gather_rows
-from wals.distributed._tables import ClusterInteractions, join_ids
+from wals.distributed._sides import ClusterCols
+from wals.distributed._tables import ClusterInteractions, join_columns, join_ids
 from wals.weights import power_law
 
 COLUMNS = {"user": "who", "item": "what", "value": "stars", "time": "when"}
@@ -165,7 +168,7 @@ def test_ids_of_all_kinds(client, frame, ids):
         for user, item, stars in frame[["who", "what", "stars"]].itertuples(index=False)
     ]
     expected = make(user=0, item=1, value=2, time=3).fit(rows)
-    parts = [delayed(rows[start : start + 300], traverse=False) for start in range(0, 900, 300)]
+    parts = [delayed(rows[start : start + 300], traverse=False) for start in range(0, 1200, 300)]
     assert_same(make(user=0, item=1, value=2, time=3).fit(parts), expected)
 
 
@@ -265,19 +268,91 @@ def test_copies_leave_the_cluster(client, frame, make_one, tmp_path):
         assert_allclose(other.predict(pairs), expected.predict(pairs), rtol=1e-3)
 
 
-@pytest.mark.parametrize("step", ["_shuffle", "without_biases"])
-def test_a_killed_worker(frame, monkeypatch, step):
-    original = getattr(ClusterInteractions, step)
+@pytest.mark.parametrize("of", [ClusterInteractions, ClusterCols])
+def test_a_killed_worker(frame, monkeypatch, of):
+    """When interactions move, and when they are solved; also with values of the client."""
+    name, killed = {ClusterInteractions: "_shuffle", ClusterCols: "_sweep"}[of], []
+    original = getattr(of, name)
 
     def kill(self, *args):
-        pids = self.cluster.client.run(os.getpid)
-        os.kill(pids[sorted(pids)[0]], signal.SIGKILL)
+        cluster = self.cluster if of is ClusterInteractions else self.matrix.cluster
+        if not killed:
+            pids = cluster.client.run(os.getpid)
+            killed.append(pids[sorted(pids)[0]])
+            os.kill(killed[0], signal.SIGKILL)
         return original(self, *args)
 
-    monkeypatch.setattr(ClusterInteractions, step, kill)
+    monkeypatch.setattr(of, name, kill)
+    y = frame["stars"].to_numpy()
     with start(2, processes=True) as cluster, Client(cluster):
-        model = make_ratings().fit(cut(frame))
-        assert_same(model, make_ratings().fit(frame))
+        model = make_ratings().fit(cut(frame), y, sample_weight=y)
+        assert killed
+        assert_same(model, make_ratings().fit(frame, y, sample_weight=y))
+
+
+def test_a_failed_fit_leaves_nothing_on_the_workers(client, frame):
+    for change in (np.nan, 3e38):
+        with pytest.raises(ValueError, match=r"NaN|more than a float32"):
+            make().fit([delayed(frame.assign(stars=change)), delayed(frame)])
+    for _ in range(100):
+        gc.collect()
+        if not (left := client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks))):
+            break
+        time.sleep(0.05)
+    assert not left
+
+
+def test_after_a_shuffle(client, frame):
+    """Whose barrier Dask looks for by its name."""
+    ddf = cut(frame).shuffle("who")
+    assert any(str(key).startswith("shuffle-barrier") for key in ddf.optimize().dask)
+    assert_same(make().fit(ddf), make().fit(frame))
+
+
+def test_the_estimator_alone_at_home(client, frame):
+    model, expected = make().fit(cut(frame)), make().fit(frame)
+    gather_rows(model.estimator_)
+    found = model.recommend(n=2).compute().reset_index(drop=True)
+    assert_frame_equal(found, expected.recommend(n=2), rtol=1e-4)
+    gather_rows(model)
+    assert_frame_equal(model.recommend(n=2), expected.recommend(n=2), rtol=1e-4)
+
+
+def test_row_weights_of_a_fitted_model(client, frame):
+    newer = draw(30, seed=2).assign(who="new")
+    models = [make().fit(X).set_params(row_weights=power_law(-0.5)) for X in (cut(frame), frame)]
+    answers = [model.recommend(interactions=newer, n=4) for model in models]
+    assert_frame_equal(*answers, rtol=1e-4)
+    assert len(models[0].recommend(n=1)) == 70
+
+
+def test_types_of_what_is_recommended_to_all(client, frame):
+    """Partitions infer them each for itself, but they are those of all ids."""
+    days = frame["who"].str[1:].astype(int)
+    ids = pd.Timestamp("2026-01-01") + pd.to_timedelta(days * 250, "ns")
+    frame = frame.assign(who=ids)
+    found, expected = make().fit(cut(frame)).recommend(n=2), make().fit(frame).recommend(n=2)
+    assert found.dtypes.to_dict() == expected.dtypes.to_dict()
+    assert all((part.compute().dtypes == found.dtypes).all() for part in found.to_delayed())
+    assert_array_equal(found["who"].compute(), expected["who"])
+
+
+def test_columns_that_differ_in_type():
+    def join(*parts):
+        return join_columns([np.array(*part) for part in parts])
+
+    large = 2**60 + 1
+    assert join(([1, 2],), ([0.5],)).dtype == np.float64
+    assert join(([large],), ([0.5],)).tolist() == [large, 0.5]
+    assert join(([large],), ([large + 2], np.uint64)).tolist() == [large, large + 2]
+    assert join(([2**63], np.uint64), ([-1],)).tolist() == [2**63, -1]
+    assert join(([],), (["2026-01-01"], "M8[s]")).dtype == "M8[s]"
+    parts = (["2026-01-01"], "M8[D]"), (["2026-01-01T00:00:00.000000001"], "M8[ns]")
+    assert join(*parts).tolist()[0] == datetime.date(2026, 1, 1)
+    assert join(*parts).dtype == object
+    wide = join(([f"u{i}" for i in range(10_000)],), (["x" * 100_000],))
+    assert wide.dtype == object and wide[-1] == "x" * 100_000
+    assert join((["a"],), (["bcd"],)).dtype == "U3"
 
 
 def test_a_fit_in_memory_after_one_on_the_cluster(client, frame):

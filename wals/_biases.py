@@ -45,42 +45,50 @@ class Rows:
         left = self.weights * (self.values - mean - col_biases[self.cols])
         return np.bincount(self.rows, left, self.n) / self.sums
 
-    def col_sums(self, mean, col_biases):
-        """Return for each column the sum of what its bias is made of, given their biases."""
-        of_rows = self.biases(mean, col_biases)[self.rows]
-        return np.bincount(self.cols, self.weights * (self.values - mean - of_rows), self.m)
+    def target(self, mean):
+        """Return for each column the sum of what its bias is made of, where the others are 0."""
+        left = self.values - mean - self.biases(mean, np.zeros(self.m))[self.rows]
+        return np.bincount(self.cols, self.weights * left, self.m)
+
+    def product(self, col_biases):
+        """Return by how much biases of the columns change that, through those of the rows."""
+        of_rows = np.bincount(self.rows, self.weights * col_biases[self.cols], self.n) / self.sums
+        return np.bincount(self.cols, self.weights * of_rows[self.rows], self.m)
 
 
 def fit_biases(X, weights):
     """Return the mean, the biases of the rows, and those of the columns."""
     rows = Rows(X, weights)
-    mean, before, col_biases = settle(rows.total(), rows.col_sums)
-    return mean, rows.biases(mean, before), col_biases
+    mean, col_biases = solve(rows.total(), rows.target, rows.product)
+    return mean, rows.biases(mean, col_biases), col_biases
 
 
-def settle(totals, col_sums):
-    """Return the mean, and two kinds of biases of the columns.
+def solve(totals, target, product):
+    """Return the mean, and the biases of the columns.
+
+    The biases of the rows are eliminated from the normal equations, which conjugate gradients,
+    preconditioned by the diagonal, then solve: to 1e-9 of the largest value.
 
     Parameters
     ----------
     totals : Totals
-    col_sums : callable
-        Returns the sums of `Rows.col_sums` of all rows.
-
-    Returns
-    -------
-    mean : float
-    before, col_biases : ndarray of shape (m,)
-        Those of rows are made of the former, and the latter of these.
+    target, product : callable
+        Return the sums of `Rows.target` and `Rows.product` of all rows.
     """
     mean = float(totals.value / max(totals.weight, np.finfo(float).tiny))
     tol = 1e-9 * max(totals.largest - mean, mean - totals.least)
-    c = np.zeros(len(totals.of_cols))
+    diagonal = ITEM_DAMPING + totals.of_cols
+    c, r = np.zeros(len(diagonal)), target(mean)
+    z = p = r / diagonal
     for _ in range(1000):
-        before, c = c, col_sums(mean, c) / (ITEM_DAMPING + totals.of_cols)
-        if np.abs(c - before).max() <= tol:
+        if np.abs(z).max() <= tol:
             break
-    return mean, before, c
+        q = diagonal * p - product(p)
+        step, before = (r @ z) / (p @ q), r @ z
+        c, r = c + step * p, r - step * q
+        z = r / diagonal
+        p = z + (r @ z) / before * p
+    return mean, c
 
 
 def add_totals(*totals):

@@ -592,8 +592,10 @@ class Recommender(SaveMixin, BaseEstimator):
 
     def _counts(self):
         """Return the number of items of each user of `fit`."""
-        if "_there" in vars(self):
-            return self._there.counts
+        if is_distributed(vars(self).get("interactions_")):
+            from .distributed._tables import count_items
+
+            return count_items(self.interactions_)
         return np.diff(_take(self, "interactions_", slice(None)).indptr)
 
     def _limits(self):

@@ -3,6 +3,8 @@
 import asyncio
 import uuid
 from concurrent.futures import CancelledError
+from contextlib import suppress
+from copy import copy
 
 import dask.array as da
 import numpy as np
@@ -125,6 +127,14 @@ class Cluster:
             ) from error
         except _GONE as error:
             raise Lost(str(error)) from error
+        except Exception as error:
+            # The client has this one as long as the future, and with its traceback all that this
+            # program held.
+            with suppress(Exception):
+                other = copy(error).with_traceback(error.__traceback__)
+                error.__traceback__ = None
+                error = other
+            raise error from None
 
     async def _gather(self, futures, needed):
         gathering = asyncio.ensure_future(
@@ -138,8 +148,13 @@ class Cluster:
                     raise Lost(f"the worker {', '.join(sorted(missing))}")
                 paused = {w for w, about in workers.items() if about["status"] == "paused"}
                 processing = await self.client.scheduler.processing(workers=None) if paused else {}
-                running = any(keys and w not in paused for w, keys in processing.items())
-                looks = looks + 1 if paused and not running else 0
+                running = any(
+                    _executes(workers[w]) if w in paused else keys
+                    for w, keys in processing.items()
+                    if w in workers
+                )
+                waiting = any(future.status == "pending" for future in futures)
+                looks = looks + 1 if paused and waiting and not running else 0
                 if looks * _LOOK >= _PAUSED:
                     raise RuntimeError(
                         f"Workers are paused, as Dask pauses those whose memory is nearly full: "
@@ -148,6 +163,11 @@ class Cluster:
             return gathering.result()
         finally:
             gathering.cancel()
+
+
+def _executes(worker):
+    """Return whether a worker, by what the scheduler knows of it, is at work on a task."""
+    return worker["metrics"].get("task_counts", {}).get("executing", 0) > 0
 
 
 def row_blocks(X, name="X"):
@@ -180,6 +200,13 @@ def renamed(collections, keys):
     given = {}
     for collection in collections:
         given |= ensure_dict(collection.__dask_graph__())
+    if any(str(key).startswith("shuffle-barrier-") for key in given):  # is looked for by its name
+        layer = f"{PREFIX}given-{uuid.uuid4().hex}"
+        graph = HighLevelGraph.from_collections(layer, given)
+        return [
+            given[k] if isinstance(given[k], Future) else Delayed(k, graph, layer=layer)
+            for k in keys
+        ]
     tasks, layer = convert_legacy_graph(given), f"{PREFIX}given-{uuid.uuid4().hex}"
     names = {key: f"{layer}-{i}" for i, key in enumerate(given)}
     graph = {

@@ -96,21 +96,28 @@ def gather_rows(model):
     (32711, 8)
     """
     check_is_fitted(model)
-    name = "interactions_" if hasattr(model, "estimator_") else "row_factors_"
-    if name not in vars(model):
-        check_home(model, name)
+    estimator, names = model, {"row_factors_": model}
+    if "estimator_" in vars(model):
+        estimator = model.estimator_
+        names = {"interactions_": model, "row_factors_": estimator}
+    for name, of in names.items():
+        if name not in vars(of):
+            check_home(of, name)
+    found = [_gathered(of) for of in names.values()]
+    for of, arrays in zip(names.values(), found, strict=True):
+        vars(of).update(arrays)
+    vars(model).pop("_there", None)
+    freeze(estimator)
+    return model
+
+
+def _gathered(model):
+    """Return what a model has on the cluster, in memory."""
     arrays = {name: value for name, value in vars(model).items() if isinstance(value, da.Array)}
     cluster = Cluster() if arrays else None
-    found = {
+    return {
         name: _bring(cluster, cluster.compute(row_blocks(array))) for name, array in arrays.items()
     }
-    vars(model).update(found)
-    if hasattr(model, "estimator_"):
-        gather_rows(model.estimator_)
-        vars(model).pop("_there", None)
-    else:
-        freeze(model)
-    return model
 
 
 def without_rows(model):

@@ -192,12 +192,11 @@ class Matrix:
             self.cluster.client.wait_for_workers(1, timeout=_NO_WORKER)
         except TimeoutError:
             raise RuntimeError(f"All workers are gone, for {_NO_WORKER} seconds.") from None
-        gone = ("cancelled", "lost")
         blocks = [*self.blocks[0], *self.blocks[1]]
-        if blocks and not any(block.status in gone for block in blocks):
+        if blocks and not any(block.cancelled() for block in blocks):
             with suppress(Lost):  # for good
                 return self.settle()
-        if any(isinstance(block, Future) and block.status in gone for block in self.given):
+        if any(isinstance(block, Future) and block.cancelled() for block in self.given):
             raise RuntimeError(
                 "Blocks of X are lost with their worker, and nothing can make them again: pass "
                 "delayed, or a dask.array that is not of futures alone."

@@ -16,9 +16,9 @@ from dask.delayed import Delayed, delayed
 from distributed import Future
 from sklearn.base import clone
 
-from .._biases import Rows, add_totals, residuals, settle
-from .._encoding import as_array, encode, gather_matrix
-from .._tables import Table, numbers
+from .._biases import Rows, add_totals, residuals, solve
+from .._encoding import as_array, encode, gather_matrix, plain
+from .._tables import Table, make_table, numbers
 from .._validation import is_distributed
 from ..recommender import check_sample_weight
 from ._blocks import Lost, named
@@ -65,7 +65,6 @@ class There(NamedTuple):
     ids: list  # of Future, for each block of users
     biases: list | None  # of the same
     is_frame: bool  # whether the table was a Dask data frame
-    counts: np.ndarray | None  # (n_users,) the items of each
     limits: tuple | None  # the least value, and the largest
 
 
@@ -80,6 +79,9 @@ def read(X, b, recommender, y, weights):
 
 def _read(X, recommender, y, weights):
     table = Table(X, may_be_empty=True)
+    if not table.columns:  # a list without rows
+        none = np.empty(0, np.int32)
+        return Partition([none, none], [none, none], np.empty(0), None, None, None, 0, None)
     ids, codes = map(list, zip(*recommender._encode(table), strict=True))
     values, times = recommender._values(table, y), recommender._times(table)
     if weights is not None:
@@ -97,14 +99,31 @@ def ids_of(partition, axis):
     return partition.ids[axis]
 
 
+def join_columns(parts):
+    """Return arrays as one, which holds exactly what they do."""
+    filled = [part for part in parts if len(part)] or parts[:1]
+    kinds = {part.dtype.kind for part in filled}
+    if kinds in ({"i", "f"}, {"u", "f"}):
+        small = (np.abs(part).max() <= 2**53 for part in filled if part.dtype.kind != "f")
+        if all(small):
+            filled, kinds = [part.astype(np.float64) for part in filled], {"f"}
+    width, n = max(part.dtype.itemsize for part in filled), sum(map(len, filled))
+    exactly = len(kinds) == 1 and (
+        kinds <= set("iufb")
+        or len({part.dtype for part in filled}) == 1
+        # Strings take the room of the longest.
+        or (kinds <= set("US") and width * n <= 4 * sum(part.nbytes for part in filled) + 1000)
+    )
+    if exactly:
+        return np.concatenate(filled)
+    # Of datetimes, tolist makes numbers.
+    lists = (part if part.dtype.kind in "mM" else part.tolist() for part in filled)
+    return as_array([plain(key) for keys in lists for key in keys])
+
+
 def join_ids(*parts):
     """Return the ids of all, and for each part the places of its own among them."""
-    kinds = {ids.dtype.kind for ids in parts if len(ids)}
-    if kinds == {"O"} or len(kinds) > 1:
-        joined = as_array([key for ids in parts for key in ids.tolist()])
-    else:
-        joined = np.concatenate([ids for ids in parts if len(ids)] or parts[:1])
-    ids, places = encode(joined, "X")
+    ids, places = encode(join_columns(parts), "X")
     return [ids, *np.split(places, np.cumsum([len(part) for part in parts])[:-1])]
 
 
@@ -139,9 +158,9 @@ def send(partition, users, items, cuts):
 
 def receive(pieces, start, shape, aggregate):
     """Return the matrix of a block of users, and that of the weights."""
+    pieces = [piece for piece in pieces if len(piece[0])]
     rows, cols, values, times, weights = (
-        None if column[0] is None else np.concatenate(column)
-        for column in zip(*pieces, strict=True)
+        None if column[0] is None else join_columns(column) for column in zip(*pieces, strict=True)
     )
     coords = rows - start, cols
     X = gather_matrix(values, coords, times, shape, aggregate)
@@ -162,12 +181,12 @@ def call(rows, method, *args):
 
 
 def table_of(request, ids, entries, factors, biases):
-    """Return what is recommended to a block of users; `none`, if that is nothing."""
+    """Return what is recommended to a block of users, of the types of `none`, if there is one."""
     served, n, exclude_seen, candidates, none = request
     biases = np.zeros(len(ids)) if biases is None else biases
     anything = np.ones(len(ids), dtype=bool)
     table = served._answer(n, exclude_seen, candidates, ids, entries, factors, biases, anything)
-    return table if none is None or len(table) else none
+    return table if none is None else table.astype(none.dtypes.to_dict())
 
 
 # -------------------------------------------------------------------------------------- the client
@@ -193,7 +212,7 @@ class ClusterInteractions:
             self.matrix, self.weights = self._shuffle(parts, users, items, cuts, recommender)
             ids = [self._submit(slice_of, ids, *ends) for ends in pairwise(cuts)]
             self.lengths = np.diff(cuts).tolist()
-            self.there = There(ids, None, _is_frame(X), None, None)
+            self.there = There(ids, None, _is_frame(X), None)
         except Lost as error:
             raise RuntimeError(f"Partitions of X are lost with their worker: {error}") from error
 
@@ -211,10 +230,16 @@ class ClusterInteractions:
         alone = y is None and sample_weight is None
         given, columns = self.cluster.compute(row_blocks(_partitions(X, alone))), []
         lengths = [0] * len(given) if alone else self._gather(n_rows, given)
+        y = None if recommender.aggregate == "count" else y
         for column, name in ((y, "y"), (sample_weight, "sample_weight")):
             shape = (sum(lengths),)
             column = rows_of(_partitions(column), lengths, shape, name, check=_check_numbers)
-            columns.append(self.cluster.place(column))
+            columns.append(
+                [
+                    self.cluster.hold(part) if isinstance(part, np.ndarray) else part
+                    for part in self.cluster.compute(column)
+                ]
+            )
         parts = [
             self._submit(read, block, b, reader, *rest)
             for b, (block, *rest) in enumerate(zip(given, *columns, strict=True))
@@ -293,32 +318,39 @@ class ClusterInteractions:
 
     def counts(self):
         """Return the number of items of each user."""
-        counts = np.concatenate(self._gather(counts_of, self.matrix))
-        self.there = self.there._replace(counts=counts)
-        return counts
+        return np.concatenate(self._gather(counts_of, self.matrix))
 
     def without_biases(self):
         """Return mean and biases, and what they leave of the matrix, in blocks of users."""
         weights = self.weights or [None] * len(self.matrix)
         rows = [self._submit(Rows, *both) for both in zip(self.matrix, weights, strict=True)]
 
-        def col_sums(mean, c):
-            c = self.cluster.hold(c)
-            sums = [self._submit(call, each, "col_sums", mean, c) for each in rows]
-            return self.cluster.gather([self.cluster.add(sums)])[0]
+        def sums(method, argument):
+            parts = [self._submit(call, each, method, argument) for each in rows]
+            return self.cluster.gather([self.cluster.add(parts)])[0]
 
         totals = self.cluster.add([self._submit(call, each, "total") for each in rows], add_totals)
         totals = self.cluster.gather([totals])[0]
-        mean, before, c = settle(totals, col_sums)
-        of_rows = self.cluster.hold(before)
-        biases = [self._submit(call, each, "biases", mean, of_rows) for each in rows]
-        self.there = self.there._replace(biases=biases, limits=(totals.least, totals.largest))
-        fitted, of_cols = (
-            (mean, np.concatenate(self.cluster.gather(biases)), c),
-            self.cluster.hold(c),
+        mean, c = solve(
+            totals,
+            lambda mean: sums("target", mean),
+            lambda c: sums("product", self.cluster.hold(c)),
         )
-        both = zip(self.matrix, biases, strict=True)
-        return fitted, [self._submit(residuals, X, mean, b, of_cols) for X, b in both]
+        of_cols = self.cluster.hold(c)
+        biases = [self._submit(call, each, "biases", mean, of_cols) for each in rows]
+        self.there = self.there._replace(biases=biases, limits=(totals.least, totals.largest))
+        left = [
+            self._submit(residuals, X, mean, b, of_cols)
+            for X, b in zip(self.matrix, biases, strict=True)
+        ]
+        return (mean, np.concatenate(self.cluster.gather(biases)), c), left
+
+
+def count_items(interactions):
+    """Return the number of items of each user."""
+    cluster = Cluster()
+    blocks = cluster.compute(row_blocks(interactions))
+    return np.concatenate(cluster.gather([cluster.submit(counts_of, block) for block in blocks]))
 
 
 def recommend_to_all(recommender, n, exclude_seen, candidates):
@@ -326,17 +358,16 @@ def recommend_to_all(recommender, n, exclude_seen, candidates):
     there, served = recommender._there, copy(recommender)
     for name in ("users_", "user_biases_", "interactions_", "_there", "_places"):
         vars(served).pop(name, None)
+    served.estimator, served.row_weights = None, None
     served.estimator_ = without_rows(recommender.estimator_)
+    factors, lengths = recommender.estimator_.row_factors_, recommender.interactions_.chunks[0]
     of_users = [
         there.ids,
         row_blocks(recommender.interactions_),
-        row_blocks(recommender.estimator_.row_factors_),
+        rows_of(factors, lengths, factors.shape, "row_factors_"),
         there.biases or [None] * len(there.ids),
     ]
-    none = None
-    if there.is_frame:
-        zero = np.zeros(1, dtype=np.int64)
-        none = recommender._table(recommender.users_[:1], zero, np.zeros(1), zero).iloc[:0]
+    none = _empty_frame(recommender) if there.is_frame else None
     (request,) = Cluster().put([(served, n, exclude_seen, candidates, none)])
     task = delayed(table_of, pure=False)
     tables = [task(request, *each) for each in zip(*of_users, strict=True)]
@@ -345,6 +376,15 @@ def recommend_to_all(recommender, n, exclude_seen, candidates):
     import dask.dataframe as dd  # with which fit got one
 
     return dd.from_delayed(tables, meta=none, verify_meta=False)
+
+
+def _empty_frame(recommender):
+    """Return what is recommended, without rows: its types are those of all ids."""
+    zero = np.zeros(1, dtype=np.int64)
+    frame = recommender._table(recommender.users_[:1], zero, np.zeros(1), zero).iloc[:0]
+    ids = {"users": recommender.users_, "items": recommender.items_}
+    of = [make_table({name: each}, recommender._library)[name].dtype for name, each in ids.items()]
+    return frame.astype(dict(zip(frame.columns[:2], of, strict=True)))
 
 
 def _is_frame(X):
