@@ -503,11 +503,13 @@ def test_a_killed_worker(processes, monkeypatch, victim):
 
 
 def test_lost_blocks_that_nothing_can_make_again(processes, monkeypatch):
-    original = _sides.ClusterCols._sweep
+    original, killed = _sides.ClusterCols._sweep, []
 
     def sweep(*args):
-        for pid in processes.run(os.getpid).values():
-            os.kill(pid, signal.SIGKILL)
+        if not killed:
+            killed.extend(processes.run(os.getpid).values())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
         return original(*args)
 
     X = interactions()
