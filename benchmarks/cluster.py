@@ -35,12 +35,13 @@ from wals.datasets import make_interactions
 
 
 @contextlib.contextmanager
-def cluster(n_workers, threads=1):
+def cluster(n_workers, threads=1, memory_limit="auto"):
     with (
         dask.config.set({"distributed.admin.low-level-log-length": 10**6}),  # of transfers, too
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=threads,
+            memory_limit=memory_limit,
             dashboard_address=":0",
             worker_dashboard_address=":0",
             silence_logs=logging.CRITICAL,
@@ -89,7 +90,7 @@ def estimator(arguments, **params):
 
 
 def show(arguments):
-    with cluster(arguments.workers) as client:
+    with cluster(arguments.workers, arguments.threads, arguments.memory_limit) as client:
         print(f"dashboard: {client.dashboard_link}")
         before, begun = received(client), time.perf_counter()
         X = client.persist(blocks(arguments))
@@ -108,12 +109,13 @@ def overhead(arguments):
     local.fit(X)
     alone = per_iteration(local.fit(X))
     del X
-    with cluster(2) as client:
+    with cluster(arguments.workers, arguments.threads) as client:
         X = client.persist(blocks(arguments))
         spread = estimator(arguments)
         spread.fit(X)
         together = per_iteration(spread.fit(X))
-    print(f"two threads: {alone:.3f} s per iteration; two workers: {together:.3f} s", end="; ")
+    print(f"in memory, two threads: {alone:.3f} s per iteration; ", end="")
+    print(f"workers: {arguments.workers}, threads: {arguments.threads}: {together:.3f} s", end="; ")
     print(f"ratio {together / alone:.3f}; loss differs by {spread.loss_ / local.loss_ - 1:.1e}")
 
 
@@ -246,8 +248,10 @@ STUDIES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", choices=STUDIES, default="show")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--study", choices=STUDIES, default="show", help="see above")
     parser.add_argument("--rows", type=int)
     parser.add_argument("--columns", type=int)
     parser.add_argument("--entries", type=int)
@@ -255,6 +259,8 @@ def main():
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--memory-limit", default="auto", help="of each worker, as 1.3GB")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--solver", choices=["auto", "exact", "cg"], default="auto")
     arguments = parser.parse_args()

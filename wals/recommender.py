@@ -596,14 +596,15 @@ class Recommender(SaveMixin, BaseEstimator):
             from .distributed._tables import count_items
 
             return count_items(self.interactions_)
-        return np.diff(_take(self, "interactions_", slice(None)).indptr)
+        check_home(self, "interactions_")
+        return np.diff(self.interactions_.indptr)
 
     def _limits(self):
         """Return the least value and the largest."""
         if "_there" in vars(self):
             return self._there.limits
-        values = _take(self, "interactions_", slice(None)).data
-        return values.min(), values.max()
+        check_home(self, "interactions_")
+        return self.interactions_.data.min(), self.interactions_.data.max()
 
     def _fold_in(self, users, table):
         """Return the same of users some of whom have new interactions."""
