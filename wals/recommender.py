@@ -103,8 +103,9 @@ class Recommender(SaveMixin, BaseEstimator):
     futures of tables, and the workers of the active ``distributed.Client`` encode the ids, gather
     the interactions and fit. The ids come to the client, and so does what is asked of some users;
     `recommend` for all is a Dask data frame, or for other tables a list of delayed. Other methods
-    take tables in memory. Users are there as long as that client is open, or else until
-    `wals.distributed.gather_rows` brings them home.
+    take tables in memory. Users are there as long as that client is open, unless
+    `wals.distributed.gather_rows` brings them home. Data frames of Dask make strings of ids that
+    are other objects, as tuples; lists of tables do not.
 
     Ids may be of any type that can be hashed, and must not be missing. Categories are compared as
     what they stand for, lists as tuples. The model does not depend on the order of the rows, but
