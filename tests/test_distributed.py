@@ -377,8 +377,9 @@ def test_a_fit_in_a_task(client, case):
 
     params, X, weights = case.params | {"max_iter": 2}, case.X, case.weights
 
-    def fit():
-        return WALS(**params).fit(as_dask(X, (30, 30)), **weights).loss_
+    def fit():  # with nothing of this module, which workers do not have
+        blocks = [delayed(X[:30]), delayed(X[30:])]
+        return WALS(**params).fit(blocks, **weights).loss_
 
     with start(1, processes=True) as cluster, Client(cluster) as other:
         assert other.submit(fit).result(timeout=60) == fit()
