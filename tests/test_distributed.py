@@ -1,5 +1,6 @@
 """`WALS` on a Dask cluster does what it does in memory, also when workers are lost."""
 
+import contextlib
 import copy
 import os
 import pickle
@@ -37,8 +38,16 @@ from wals.weights import power_law
 UNEQUAL = (0, 1, 40, 0, 19)
 
 
+class Machines(LocalCluster):
+    """A cluster that does not miss workers that were killed before it had heard of them."""
+
+    def _update_worker_status(self, op, msg):
+        with contextlib.suppress(KeyError):
+            super()._update_worker_status(op, msg)
+
+
 def start(n_workers, threads_per_worker=1, processes=False):
-    return LocalCluster(
+    return Machines(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,
         processes=processes,
